@@ -1,0 +1,1 @@
+//! The scenarios of lmrun: harness, workloads, soaks and benches.

@@ -1,0 +1,5 @@
+//! One command, one file.
+
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}
