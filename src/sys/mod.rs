@@ -1,1 +1,12 @@
+//! The kernel's ABI: system calls, structures and /proc parsers. All `unsafe` of the
+//! crate is here; what the modules export is safe to call.
 
+pub mod code;
+pub mod fdpass;
+pub mod mem;
+pub mod pagemap;
+pub mod pidfd;
+pub mod proc;
+pub mod ptrace;
+pub mod sched;
+pub mod uffd;

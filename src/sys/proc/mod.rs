@@ -1,0 +1,70 @@
+//! /proc parsers (proc(5)): text in, plain values out.
+
+mod maps;
+mod task;
+
+pub use maps::{Vma, maps, smaps};
+pub use task::{FdInfo, Limit, Stat, Status, Timer, fd_info, limits, stat, status, timers};
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use libc::pid_t;
+
+fn malformed(what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("cannot parse {what}"))
+}
+
+fn numbers<T: std::str::FromStr + Ord>(dir: String) -> io::Result<Vec<T>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        if let Some(n) = entry?.file_name().to_str().and_then(|s| s.parse().ok()) {
+            all.push(n);
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// The threads of a process; its leader is among them.
+pub fn threads(pid: pid_t) -> io::Result<Vec<pid_t>> {
+    numbers(format!("/proc/{pid}/task"))
+}
+
+/// The children of a process, whichever thread made them.
+pub fn children(pid: pid_t) -> io::Result<Vec<pid_t>> {
+    let mut all = Vec::new();
+    for tid in threads(pid)? {
+        match fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
+            Ok(text) => all.extend(text.split_whitespace().filter_map(|s| s.parse::<pid_t>().ok())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// The open descriptors of a process, in ascending order.
+pub fn descriptors(pid: pid_t) -> io::Result<Vec<i32>> {
+    numbers(format!("/proc/{pid}/fd"))
+}
+
+/// What a link below `/proc/PID` points to, e.g. `fd/3`, `exe`, `ns/net`.
+pub fn link(pid: pid_t, name: &str) -> io::Result<OsString> {
+    fs::read_link(format!("/proc/{pid}/{name}")).map(PathBuf::into_os_string)
+}
+
+/// The ids of the mounts in the task's mount namespace that its root can see, with their mount points.
+pub fn mounts(pid: pid_t) -> io::Result<Vec<(i32, String)>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    text.lines()
+        .map(|l| {
+            let mut f = l.split(' ');
+            let id = f.next().and_then(|s| s.parse().ok());
+            id.zip(f.nth(3).map(str::to_owned)).ok_or_else(|| malformed(format_args!("mountinfo line {l:?}")))
+        })
+        .collect()
+}
