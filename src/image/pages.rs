@@ -2,6 +2,7 @@
 //! [`PageSink`] (the local page store, or the page-server client of `transfer`)
 //! decides where the bytes go and how many threads carry them.
 
+use std::fmt;
 use std::io;
 
 /// Bytes of one page. x86_64 has no other base page size.
@@ -14,6 +15,15 @@ pub enum PagesOf {
     Task(u32),
     /// A shared memory object by its id; addresses are offsets in it (`pagemap-shmem-ID.img`).
     Shmem(u64),
+}
+
+impl fmt::Display for PagesOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Task(pid) => write!(f, "pid {pid}"),
+            Self::Shmem(id) => write!(f, "shared memory {id}"),
+        }
+    }
 }
 
 /// Consecutive pages that share one fate.
