@@ -2,6 +2,8 @@
 
 pub mod dir;
 pub mod format;
+pub mod page_source;
+pub mod page_store;
 pub mod pages;
 pub mod records;
 #[cfg(test)]
@@ -62,6 +64,20 @@ pub enum Error {
         path: PathBuf,
         said: u64,
         given: u64,
+    },
+    #[error("{of}: the runs of pages are not in order at {vaddr:#x}")]
+    Runs { of: PagesOf, vaddr: u64 },
+    #[error("{path}: run at {vaddr:#x} {what}")]
+    Pagemap {
+        path: PathBuf,
+        vaddr: u64,
+        what: &'static str,
+    },
+    #[error("{path}: {of}: the page at {vaddr:#x} should be in the parent image and is not")]
+    NotInParent {
+        path: PathBuf,
+        of: PagesOf,
+        vaddr: u64,
     },
     #[error("{of}: memory at {vaddr:#x}: {source}")]
     Memory {

@@ -24,7 +24,15 @@ const _: () = assert!(size_of::<Attributes>() == 48);
 pub fn attributes(tid: pid_t) -> io::Result<Attributes> {
     let mut a = Attributes::default();
     // SAFETY: the kernel fills at most the size given.
-    check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut a, size_of::<Attributes>(), 0) })?;
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_getattr,
+            tid,
+            &raw mut a,
+            size_of::<Attributes>(),
+            0,
+        )
+    })?;
     Ok(a)
 }
 
@@ -38,7 +46,14 @@ pub fn set_attributes(tid: pid_t, mut a: Attributes) -> io::Result<()> {
 pub fn affinity(tid: pid_t) -> io::Result<Vec<u8>> {
     let mut mask = vec![0u8; 1024];
     // SAFETY: the length given is the buffer's.
-    let n = unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) };
+    let n = unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            tid,
+            mask.len(),
+            mask.as_mut_ptr(),
+        )
+    };
     check(n)?;
     mask.truncate(n as usize);
     Ok(mask)
@@ -58,5 +73,9 @@ pub fn robust_list(tid: pid_t) -> io::Result<(u64, u64)> {
 }
 
 fn check(r: libc::c_long) -> io::Result<()> {
-    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if r < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

@@ -17,11 +17,19 @@ use crate::sys::ptrace::{self, Regs, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("task {tid}: {what}")]
-    Task { tid: pid_t, what: &'static str, source: io::Error },
+    Task {
+        tid: pid_t,
+        what: &'static str,
+        source: io::Error,
+    },
     #[error("task {tid} ended while it was under control ({status:?})")]
     Ended { tid: pid_t, status: Status },
     #[error("task {tid}: remote {what}")]
-    Call { tid: pid_t, what: &'static str, source: io::Error },
+    Call {
+        tid: pid_t,
+        what: &'static str,
+        source: io::Error,
+    },
     #[error("task {tid}: {what}")]
     Unexpected { tid: pid_t, what: String },
 }
@@ -92,7 +100,9 @@ pub fn resumable(r: &Regs, block: RestartBlock, signalled: bool) -> Regs {
             ERESTART_RESTARTBLOCK => Some(match block {
                 RestartBlock::Kept => libc::SYS_restart_syscall as u64,
                 // A call that was itself a restart has no arguments of its own left.
-                RestartBlock::Lost if r.orig_rax == libc::SYS_restart_syscall as u64 => return interrupted(f),
+                RestartBlock::Lost if r.orig_rax == libc::SYS_restart_syscall as u64 => {
+                    return interrupted(f);
+                }
                 RestartBlock::Lost => r.orig_rax,
             }),
             EINTR if !signalled && returns_eintr_from_stops(r.orig_rax as i64) => Some(r.orig_rax),
@@ -132,7 +142,9 @@ fn returns_eintr_from_stops(nr: i64) -> bool {
 
 /// Waits for the next stop of a task that runs.
 fn next_stop(tid: pid_t) -> Result<Status> {
-    let status = ptrace::wait(tid, false).at(tid, "wait for a stop")?.expect("waited without WNOHANG");
+    let status = ptrace::wait(tid, false)
+        .at(tid, "wait for a stop")?
+        .expect("waited without WNOHANG");
     match status {
         Status::Exited(_) | Status::Killed(_) => Err(Error::Ended { tid, status }),
         s => Ok(s),
@@ -163,9 +175,21 @@ mod tests {
 
     #[test]
     fn an_honest_eintr_stays() {
-        assert_eq!(resumable(&regs(232, EINTR), RestartBlock::Kept, false).rip, 0x1000);
-        assert_eq!(resumable(&regs(232, EINTR), RestartBlock::Kept, true).rip, 0x1002);
-        assert_eq!(resumable(&regs(0, EINTR), RestartBlock::Kept, false).rip, 0x1002);
-        assert_eq!(resumable(&regs(-1, EINTR), RestartBlock::Kept, false).rip, 0x1002);
+        assert_eq!(
+            resumable(&regs(232, EINTR), RestartBlock::Kept, false).rip,
+            0x1000
+        );
+        assert_eq!(
+            resumable(&regs(232, EINTR), RestartBlock::Kept, true).rip,
+            0x1002
+        );
+        assert_eq!(
+            resumable(&regs(0, EINTR), RestartBlock::Kept, false).rip,
+            0x1002
+        );
+        assert_eq!(
+            resumable(&regs(-1, EINTR), RestartBlock::Kept, false).rip,
+            0x1002
+        );
     }
 }

@@ -84,7 +84,7 @@ pub struct VmaEntry {
 }
 
 /// First record of a pagemap: where the pages are.
-#[derive(Clone, PartialEq, Eq, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
 pub struct PagemapHead {
     /// N of `pages-N.img`.
     #[prost(uint32, required, tag = "1")]
@@ -92,7 +92,7 @@ pub struct PagemapHead {
 }
 
 /// A run of pages in a pagemap.
-#[derive(Clone, PartialEq, Eq, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
 pub struct PagemapEntry {
     #[prost(uint64, required, tag = "1")]
     pub vaddr: u64,
