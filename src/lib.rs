@@ -6,6 +6,8 @@
 pub mod cli;
 pub mod engine;
 pub mod image;
+#[cfg(test)]
+mod layers;
 pub mod runtime;
 pub mod sys;
 pub mod tracee;

@@ -1,5 +1,165 @@
-//! One command, one file.
+//! The command line, which is runc's: one command, one file.
+//!
+//! Each command is `Args` and a `run`; what it prints on success is its own, what it prints on failure is
+//! [`report`]'s.
 
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::runtime::Store;
+
+mod argv;
+mod checkpoint;
+mod create;
+mod delete;
+mod kill;
+mod list;
+mod log;
+mod page_server;
+mod pause;
+mod report;
+mod restore;
+mod resume;
+mod run;
+mod spec;
+mod start;
+mod state;
+
+/// What `--version` prints behind the name: three lines, as engines expect.
+const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\ncommit: v", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
+
+/// An OCI runtime with live migration built in
+#[derive(Debug, Parser)]
+#[command(name = "lmrun", version = VERSION, args_override_self = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options before the command.
+#[derive(Debug, Args)]
+struct Global {
+    /// Directory for the state of containers
+    #[arg(long, default_value = "/run/lmrun")]
+    root: PathBuf,
+    /// File for the log [default: standard error]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t = log::Format::Text)]
+    log_format: log::Format,
+    /// Log everything
+    #[arg(long)]
+    debug: bool,
+    /// Accepted: cgroups are made by lmrun itself, at the place that systemd would give them
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Accepted for runc's sake
+    #[arg(long, value_name = "BOOL", hide = true)]
+    rootless: Option<String>,
+    /// Accepted for runc's sake
+    #[arg(long, value_name = "PATH", hide = true)]
+    criu: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Checkpoint(checkpoint::Args),
+    Create(create::Args),
+    Delete(delete::Args),
+    Kill(kill::Args),
+    List(list::Args),
+    PageServer(page_server::Args),
+    Pause(pause::Args),
+    Restore(restore::Args),
+    Resume(resume::Args),
+    Run(run::Args),
+    Spec(spec::Args),
+    Start(start::Args),
+    State(state::Args),
+}
+
+impl Command {
+    /// Gives lmrun's exit code.
+    fn run(&self, store: &Store) -> Result<u8, report::Failure> {
+        match self {
+            Command::Checkpoint(args) => args.run(store),
+            Command::Create(args) => args.run(store),
+            Command::Delete(args) => args.run(store),
+            Command::Kill(args) => args.run(store),
+            Command::List(args) => args.run(store),
+            Command::PageServer(args) => args.run(),
+            Command::Pause(args) => args.run(store),
+            Command::Restore(args) => args.run(store),
+            Command::Resume(args) => args.run(store),
+            Command::Run(args) => args.run(store),
+            Command::Spec(args) => args.run(),
+            Command::Start(args) => args.run(store),
+            Command::State(args) => args.run(store),
+        }
+    }
+
+    /// Whether a process that lmrun has forked becomes or enters a container.
+    fn enters_container(&self) -> bool {
+        matches!(self, Command::Create(_) | Command::Run(_) | Command::Restore(_))
+    }
+}
+
+/// lmrun, from the command line to the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(argv::normalized(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(help) => {
+            let _ = help.print();
+            return ExitCode::from(u8::from(help.use_stderr()));
+        }
+    };
+    match log::start(&cli.global).and_then(|()| {
+        if cli.command.enters_container() {
+            seal()?;
+        }
+        let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
+        cli.command.run(&Store::new(root))
+    }) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.print();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn seal() -> Result<(), report::Failure> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_version_has_runcs_three_lines() {
+        let text = Cli::command().render_version();
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].starts_with("lmrun version "));
+        assert!(lines[2].starts_with("spec: 1."));
+    }
+
+    #[test]
+    fn globals_as_containerd_gives_them() {
+        let argv = ["lmrun", "--root", "/r", "--log", "/b/log.json", "--log-format", "json", "--systemd-cgroup", "kill", "c", "15"];
+        let cli = Cli::try_parse_from(argv).unwrap();
+        assert_eq!(cli.global.root, PathBuf::from("/r"));
+        assert!(matches!(cli.global.log_format, log::Format::Json));
+    }
 }

@@ -3,6 +3,10 @@
 //! Data flows one way: `collect` reads the kernel and returns plain values, one writer
 //! writes them; one reader reads them, `plan` is pure, `rebuild` acts.
 
+mod pending;
+
+pub use pending::{Error, Plan, RestoreReport, dump, plan, pre_dump};
+
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -44,6 +48,8 @@ pub struct DumpRequest<'a> {
     pub parent: Option<PathBuf>,
     pub fate: Fate,
     pub tcp_established: bool,
+    /// Files of the runtime that belong into the image directory: name and content.
+    pub extra_files: Vec<(String, Vec<u8>)>,
     /// Where pages go: None is the image directory itself.
     pub pages: Option<Box<dyn PageSink>>,
     /// Called now and then with (pages done, pages in this round).

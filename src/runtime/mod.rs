@@ -1,1 +1,103 @@
+//! Containers: create ... delete, their state, and what config.json asks for.
+//!
+//! Namespaces, mounts and limits are libcontainer's work, entered below its builder (this layer alone
+//! imports it); what a container *is* between two commands is ours: [`state`].
 
+use std::io;
+use std::path::PathBuf;
+
+mod bundle;
+mod cgroup;
+mod checkpoint;
+mod create;
+mod delete;
+mod hooks;
+mod passwd;
+mod process;
+mod puppet;
+mod query;
+mod restore;
+mod run;
+mod start;
+mod state;
+pub mod timestamp;
+mod workload;
+
+pub use checkpoint::{CheckpointOptions, checkpoint};
+pub use create::{CreateOptions, create};
+pub use delete::{delete, kill};
+pub use query::{list, pause, resume, status};
+pub use restore::{RestoreOptions, restore};
+pub use run::{Attachment, run};
+pub use start::start;
+pub use state::{State, Status, Store};
+
+/// Why a command on a container failed. Its words are runc's where engines look for them.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("container does not exist")]
+    NotFound,
+    #[error("container with given ID already exists")]
+    Exists,
+    #[error("invalid container ID format: {0:?}")]
+    InvalidId(String),
+    #[error("config.json: {0}")]
+    Config(String),
+    #[error("{0}")]
+    Terminal(&'static str),
+    #[error("{0}")]
+    WrongStatus(&'static str),
+    #[error("container not running")]
+    NotRunning,
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    StillRunning { id: String, status: Status },
+    #[error("signal pid {pid}")]
+    Signal { pid: i32, source: io::Error },
+    #[error("{what}")]
+    Foreground { what: &'static str, #[source] errno: nix::Error },
+    #[error("capabilities: {0}")]
+    Capabilities(String),
+    /// Said by the process inside the container.
+    #[error("unable to start container process: {0}")]
+    Init(String),
+    #[error("{0}")]
+    Libcontainer(String),
+    #[error("cgroup path {} is not one that a container can have for itself", .0.display())]
+    CgroupPath(PathBuf),
+    #[error("cgroup {} does not get empty: pids {pids:?}", path.display())]
+    CgroupBusy { path: PathBuf, pids: Vec<i32> },
+    #[error("cgroup {} has no freezer", .0.display())]
+    NoFreezer(PathBuf),
+    #[error("freezer {}", path.display())]
+    Freezer { path: PathBuf, source: io::Error },
+    #[error("the container has no pid namespace of its own, which a restore needs to give every process its old pid")]
+    NoPidNamespace,
+    #[error("the container's init did not become ready to be restored")]
+    PuppetLost,
+    #[error("{0}")]
+    Engine(#[source] crate::engine::Error),
+}
+
+impl Error {
+    fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Error::Io { path: path.into(), source }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error and its causes on one line, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let more = next.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = next.source();
+    }
+    text
+}

@@ -3,10 +3,12 @@
 
 pub mod code;
 pub mod fdpass;
+pub mod fds;
 pub mod mem;
 pub mod pagemap;
 pub mod pidfd;
 pub mod proc;
 pub mod ptrace;
 pub mod sched;
+pub mod signals;
 pub mod uffd;

@@ -1,0 +1,215 @@
+//! The bundle: config.json read, checked, and edited in memory for libcontainer.
+//!
+//! libcontainer is given a spec that keeps the caller's capabilities and has no seccomp profile and no
+//! no_new_privs; [`super::workload`] or the restore engine brings those on last.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use caps::{CapSet, CapsHashSet};
+use libcontainer::capabilities::CapabilityExt;
+use libcontainer::utils::{validate_mount_options, validate_spec_for_net_devices, validate_spec_for_new_user_ns};
+use libcontainer::validator::Validator;
+use oci_spec::runtime::{
+    Capability, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxTimeOffset,
+    Process, Spec, UserBuilder,
+};
+
+use super::{Error, Result};
+use crate::engine::ClockOffsets;
+
+/// A bundle directory and what its config.json says.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Absolute, without symbolic links.
+    pub path: PathBuf,
+    /// As written, but for the path of the root file system, which is absolute.
+    pub spec: Spec,
+}
+
+impl Bundle {
+    /// Reads and checks `<path>/config.json`.
+    ///
+    /// # Errors
+    /// A bundle that cannot be read, [`Error::Config`] for what is not a container of this platform.
+    pub fn load(path: &Path) -> Result<Self> {
+        let path = fs::canonicalize(path).map_err(|e| Error::io(path, e))?;
+        let config = path.join("config.json");
+        let json = fs::read(&config).map_err(|e| Error::io(&config, e))?;
+        let mut spec: Spec = serde_json::from_slice(&json).map_err(|e| Error::Config(e.to_string()))?;
+        check(&spec)?;
+        spec.canonicalize_rootfs(&path).map_err(|e| Error::Config(format!("root.path: {e}")))?;
+        Ok(Bundle { path, spec })
+    }
+
+    pub fn process(&self) -> Result<&Process> {
+        self.spec.process().as_ref().ok_or_else(|| Error::Config("process is missing".into()))
+    }
+
+    pub fn linux(&self) -> Result<&Linux> {
+        self.spec.linux().as_ref().ok_or_else(|| Error::Config("linux is missing".into()))
+    }
+
+    pub fn rootfs(&self) -> PathBuf {
+        self.spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default()
+    }
+
+    pub fn terminal(&self) -> bool {
+        self.spec.process().as_ref().and_then(Process::terminal).unwrap_or(false)
+    }
+
+    /// Whether the container gets a new namespace of this kind, rather than joining one or having none.
+    pub fn makes_namespace(&self, kind: LinuxNamespaceType) -> bool {
+        self.namespace(kind).is_some_and(|namespace| namespace.path().is_none())
+    }
+
+    fn namespace(&self, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
+        self.spec.linux().as_ref()?.namespaces().as_ref()?.iter().find(|namespace| namespace.typ() == kind)
+    }
+
+    /// The spec for a container whose init becomes the workload: [`super::workload`] takes over
+    /// where libcontainer ends.
+    pub fn spec_for_workload(&self) -> Result<Spec> {
+        let mut process = self.process()?.clone();
+        process.set_capabilities(Some(self.callers_capabilities()?));
+        process.set_no_new_privileges(None);
+        self.edited(process, |_| {})
+    }
+
+    /// The spec for a container whose init becomes the puppet of a restore: nothing that the dumped tasks bring
+    /// with them, and a time namespace in which their clocks go on.
+    pub fn spec_for_puppet(&self, clocks: ClockOffsets) -> Result<Spec> {
+        let mut process = self.process()?.clone();
+        process.set_capabilities(Some(self.callers_capabilities()?));
+        process.set_no_new_privileges(None);
+        process.set_rlimits(None);
+        process.set_apparmor_profile(None);
+        process.set_selinux_label(None);
+        process.set_terminal(None);
+        process.set_scheduler(None);
+        process.set_oom_score_adj(None);
+        process.set_cwd("/".into());
+        let root = UserBuilder::default().uid(0_u32).gid(0_u32).build();
+        process.set_user(root.map_err(|e| Error::Config(e.to_string()))?);
+        let joins_clocks = self.namespace(LinuxNamespaceType::Time).is_some_and(|time| time.path().is_some());
+        self.edited(process, |linux| {
+            if !joins_clocks {
+                own_clocks(linux, clocks);
+            }
+        })
+    }
+
+    fn edited(&self, mut process: Process, edit: impl FnOnce(&mut Linux)) -> Result<Spec> {
+        // Where there is no HOME, libcontainer asks the name service, inside the container.
+        process.env_mut().get_or_insert_default().push("HOME=/".into());
+        let mut spec = self.spec.clone();
+        let mut linux = self.linux()?.clone();
+        linux.set_seccomp(None);
+        edit(&mut linux);
+        spec.set_linux(Some(linux));
+        spec.set_process(Some(process));
+        // What runs at the end of libcontainer's work is reported by the executor, see `workload`.
+        if let Some(hooks) = spec.hooks_mut() {
+            hooks.set_start_container(None);
+        }
+        Ok(spec)
+    }
+
+    /// All that the caller may have: asking for more fails. In a new user namespace that is everything.
+    fn callers_capabilities(&self) -> Result<LinuxCapabilities> {
+        let all = if self.namespace(LinuxNamespaceType::User).is_some() {
+            caps::all()
+        } else {
+            caps::read(None, CapSet::Permitted).map_err(|e| Error::Capabilities(e.to_string()))?
+        };
+        let all: std::collections::HashSet<_> = all.into_iter().map(Capability::from_cap).collect();
+        let mut set = LinuxCapabilities::default();
+        set.set_bounding(Some(all.clone()));
+        set.set_effective(Some(all.clone()));
+        set.set_permitted(Some(all.clone()));
+        set.set_inheritable(Some(all));
+        set.set_ambient(None);
+        Ok(set)
+    }
+}
+
+/// The five sets that config.json asks for, less what the caller cannot give (which the runtime
+/// specification wants logged, not refused). A set that is missing is empty.
+#[derive(Debug, Clone, Default)]
+pub struct CapabilitySets {
+    pub bounding: CapsHashSet,
+    pub effective: CapsHashSet,
+    pub permitted: CapsHashSet,
+    pub inheritable: CapsHashSet,
+    pub ambient: CapsHashSet,
+}
+
+impl CapabilitySets {
+    /// None where config.json has no capabilities at all: then nothing is changed.
+    pub fn of(bundle: &Bundle) -> Result<Option<Self>> {
+        let Some(asked) = bundle.process()?.capabilities() else { return Ok(None) };
+        let can = bundle.callers_capabilities()?.permitted().clone().unwrap_or_default();
+        let set = |asked: &Option<std::collections::HashSet<Capability>>| -> CapsHashSet {
+            let asked = asked.iter().flatten();
+            asked
+                .filter(|capability| {
+                    let given = can.contains(capability);
+                    if !given {
+                        tracing::warn!(capability = %capability.to_cap(), "cannot be granted: the caller does not have it");
+                    }
+                    given
+                })
+                .map(CapabilityExt::to_cap)
+                .collect()
+        };
+        Ok(Some(CapabilitySets {
+            bounding: set(asked.bounding()),
+            effective: set(asked.effective()),
+            permitted: set(asked.permitted()),
+            inheritable: set(asked.inheritable()),
+            ambient: set(asked.ambient()),
+        }))
+    }
+}
+
+/// time_namespaces(7): the offsets are set before the first task is in the namespace.
+fn own_clocks(linux: &mut Linux, clocks: ClockOffsets) {
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Time) {
+        namespaces.extend(LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Time).build());
+    }
+    linux.set_namespaces(Some(namespaces));
+    let offset = |(seconds, nanoseconds): (i64, u32)| {
+        let mut offset = LinuxTimeOffset::default();
+        offset.set_secs(Some(seconds)).set_nanosecs(Some(nanoseconds));
+        offset
+    };
+    let offsets = [("monotonic", clocks.monotonic), ("boottime", clocks.boottime)];
+    linux.set_time_offsets(Some(HashMap::from(offsets.map(|(clock, by)| (clock.to_owned(), offset(by))))));
+}
+
+/// What libcontainer's builder checks before it enters where we enter.
+fn check(spec: &Spec) -> Result<()> {
+    let config = |e: &dyn std::fmt::Display| Error::Config(e.to_string());
+    if !spec.version().starts_with("1.") {
+        return Err(Error::Config(format!("ociVersion {:?} is not 1.x", spec.version())));
+    }
+    Validator::validate_spec(spec).map_err(|e| config(&e))?;
+    let syscall = libcontainer::syscall::syscall::create_syscall();
+    if let Some(mounts) = spec.mounts() {
+        validate_mount_options(mounts).map_err(|e| config(&e))?;
+    }
+    validate_spec_for_new_user_ns(spec, &*syscall).map_err(|e| config(&e))?;
+    validate_spec_for_net_devices(spec, &*syscall).map_err(|e| config(&e))?;
+    let process = spec.process().as_ref().ok_or_else(|| Error::Config("process is missing".into()))?;
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(Error::Config("process.args is empty".into()));
+    }
+    if process.apparmor_profile().as_ref().is_some_and(|profile| !profile.is_empty())
+        && !libcontainer::apparmor::is_enabled().unwrap_or(false)
+    {
+        return Err(Error::Config("process.apparmorProfile is set, but apparmor is not enabled on the host".into()));
+    }
+    Ok(())
+}

@@ -1,0 +1,375 @@
+//! The container's cgroup, in every hierarchy that is mounted: where it is, who is in it, how to
+//! stop, kill and remove it. Limits are set by libcgroups while the container is made.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::path::{Component, Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libcgroups::common::CgroupConfig;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use super::{Error, Result};
+use crate::sys::pidfd::PidFd;
+
+/// How long a killed or frozen cgroup may take to come to rest.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A cgroup by its path below the mount points of the hierarchies.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+/// One mounted hierarchy.
+#[derive(Debug)]
+struct Hierarchy {
+    mount: PathBuf,
+    /// cgroup2, on its own or beside version 1 controllers.
+    unified: bool,
+}
+
+impl Cgroup {
+    /// The cgroup of container `id`: what config.json says, read from the root of each hierarchy, or
+    /// `/lmrun-<id>`. systemd's `slice:prefix:name` becomes the directory that systemd would use.
+    ///
+    /// # Errors
+    /// [`Error::CgroupPath`] for a path that is a hierarchy's root or leads out of it: lmrun kills and
+    /// removes what it finds there.
+    pub fn of_container(configured: Option<&Path>, id: &str) -> Result<Self> {
+        let path = match configured.filter(|p| !p.as_os_str().is_empty()) {
+            None => PathBuf::from(format!("/lmrun-{id}")),
+            Some(path) => match path.to_str().map(|p| p.split(':').collect::<Vec<_>>()).as_deref() {
+                Some([slice, prefix, name]) => systemd_scope(slice, prefix, name),
+                _ => Path::new("/").join(path),
+            },
+        };
+        let named = path.components().filter(|c| matches!(c, Component::Normal(_))).count();
+        if named == 0 || path.components().any(|c| c == Component::ParentDir) {
+            return Err(Error::CgroupPath(path));
+        }
+        Ok(Cgroup { path })
+    }
+
+    /// A cgroup whose path was checked when its container was made.
+    pub fn at(path: &Path) -> Self {
+        Cgroup { path: path.to_owned() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How libcgroups is told.
+    pub fn config(&self, id: &str) -> CgroupConfig {
+        CgroupConfig { cgroup_path: self.path.clone(), systemd_cgroup: false, container_name: id.to_owned() }
+    }
+
+    /// Moves the caller into the container's place in the unified hierarchy of a hybrid host, which
+    /// libcgroups leaves out, so that what it forks is born there: only the version 2 freezer stops tasks in a
+    /// way that ptrace can go on with, and only there can all be killed at once. The caller returns
+    /// to its own place when the value is dropped. None where there is no such hierarchy.
+    pub fn enter_unified(&self) -> Result<Option<Visit>> {
+        let hierarchies = hierarchies()?;
+        if hierarchies.iter().all(|h| h.unified) {
+            return Ok(None); // pure version 2: libcgroups does it
+        }
+        let Some(unified) = hierarchies.iter().find(|h| h.unified) else { return Ok(None) };
+        let memberships = fs::read_to_string("/proc/self/cgroup").map_err(|e| Error::io("/proc/self/cgroup", e))?;
+        let home = memberships.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        let home = unified.mount.join(home);
+        let dir = below(&unified.mount, &self.path);
+        fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        let procs = dir.join("cgroup.procs");
+        fs::write(&procs, "0").map_err(|e| Error::io(&procs, e))?;
+        Ok(Some(Visit { home }))
+    }
+
+    /// The pids in this cgroup and below it, each once.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        for (dir, _) in self.dirs()? {
+            for dir in with_children(&dir) {
+                let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+                pids.extend(procs.lines().filter_map(|pid| pid.parse::<i32>().ok()));
+            }
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Kills all processes, waits until they are gone, removes the directories. A cgroup that does not exist
+    /// is no error; the caller itself is never killed.
+    ///
+    /// # Errors
+    /// [`Error::CgroupBusy`] with the pids that would not die.
+    pub fn destroy(&self) -> Result<()> {
+        self.kill_all()?;
+        for (dir, _) in self.dirs()? {
+            let mut dirs = with_children(&dir);
+            dirs.reverse();
+            for dir in dirs {
+                remove_dir(&dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills all processes but the caller and waits until they are gone.
+    pub fn kill_all(&self) -> Result<()> {
+        let own = std::process::id().cast_signed();
+        let deadline = Instant::now() + PATIENCE;
+        for (dir, unified) in self.dirs()? {
+            // A task frozen by version 1 dies only when it thaws.
+            if !unified && dir.join("freezer.state").exists() {
+                let _ = fs::write(dir.join("freezer.state"), "THAWED");
+            }
+        }
+        loop {
+            let mut pids = self.pids()?;
+            pids.retain(|pid| *pid != own);
+            if pids.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::CgroupBusy { path: self.path.clone(), pids });
+            }
+            let tasks: Vec<_> = pids.iter().filter_map(|pid| PidFd::open(*pid).ok()).collect();
+            for task in &tasks {
+                let _ = task.kill(Signal::SIGKILL as i32);
+            }
+            // A child forked meanwhile is not in the list: look again when these are gone.
+            for task in &tasks {
+                let _ = task.wait_end(Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// Stops all tasks with the version 2 freezer where the container is in that hierarchy, else with
+    /// version 1's, and waits until all have stopped. On failure all run again.
+    pub fn freeze(&self) -> Result<()> {
+        let freezer = self.freezer()?;
+        let frozen = freezer.write(true).and_then(|()| freezer.wait_frozen());
+        if frozen.is_err() {
+            let _ = freezer.write(false);
+        }
+        frozen.map_err(|source| Error::Freezer { path: freezer.dir, source })
+    }
+
+    /// Lets all tasks run again.
+    pub fn thaw(&self) -> Result<()> {
+        let freezer = self.freezer()?;
+        freezer.write(false).map_err(|source| Error::Freezer { path: freezer.dir, source })
+    }
+
+    /// Whether [`freeze`](Self::freeze) was called last. A cgroup without a freezer is not frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.freezer().is_ok_and(|freezer| freezer.is_set())
+    }
+
+    /// Whether frozen tasks still answer ptrace: version 2's do, version 1's do not.
+    pub fn freezes_for_ptrace(&self) -> bool {
+        self.freezer().is_ok_and(|freezer| freezer.unified)
+    }
+
+    fn freezer(&self) -> Result<Freezer> {
+        let mut dirs = self.dirs()?;
+        dirs.sort_by_key(|(_, unified)| !unified);
+        dirs.into_iter()
+            .map(|(dir, unified)| Freezer { dir, unified })
+            .find(|freezer| freezer.file().exists())
+            .ok_or_else(|| Error::NoFreezer(self.path.clone()))
+    }
+
+    /// The directories that exist, with whether each is in the unified hierarchy.
+    fn dirs(&self) -> Result<Vec<(PathBuf, bool)>> {
+        let hierarchies = hierarchies()?.into_iter();
+        Ok(hierarchies.map(|h| (below(&h.mount, &self.path), h.unified)).filter(|(dir, _)| dir.is_dir()).collect())
+    }
+}
+
+/// The caller is in the container's cgroup and goes home when this is dropped.
+#[derive(Debug)]
+pub struct Visit {
+    home: PathBuf,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(self.home.join("cgroup.procs"), "0") {
+            tracing::warn!(home = %self.home.display(), %error, "cannot leave the container's cgroup");
+        }
+    }
+}
+
+/// The freezer's files in one directory. Documentation/admin-guide/cgroup-v2.rst (cgroup.freeze) and
+/// cgroup-v1/freezer-subsystem.rst.
+struct Freezer {
+    dir: PathBuf,
+    unified: bool,
+}
+
+impl Freezer {
+    fn file(&self) -> PathBuf {
+        self.dir.join(if self.unified { "cgroup.freeze" } else { "freezer.state" })
+    }
+
+    fn write(&self, frozen: bool) -> io::Result<()> {
+        let value = match (self.unified, frozen) {
+            (true, true) => "1",
+            (true, false) => "0",
+            (false, true) => "FROZEN",
+            (false, false) => "THAWED",
+        };
+        fs::write(self.file(), value)
+    }
+
+    fn is_set(&self) -> bool {
+        fs::read_to_string(self.file()).is_ok_and(|value| matches!(value.trim(), "1" | "FROZEN" | "FREEZING"))
+    }
+
+    fn wait_frozen(&self) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let events = self.dir.join("cgroup.events");
+        while Instant::now() < deadline {
+            if self.unified {
+                let file = File::open(&events)?;
+                if io::read_to_string(&file)?.lines().any(|line| line == "frozen 1") {
+                    return Ok(());
+                }
+                let mut wait = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+                poll(&mut wait, PollTimeout::from(100_u8))?;
+            } else {
+                if fs::read_to_string(self.file())?.trim() == "FROZEN" {
+                    return Ok(());
+                }
+                // Version 1 has no event, and looks again for late comers when it is written.
+                thread::sleep(Duration::from_millis(1));
+                self.write(true)?;
+            }
+        }
+        Err(io::Error::new(ErrorKind::TimedOut, "tasks do not stop"))
+    }
+}
+
+/// The mounted hierarchies, each by its first mount that shows it from its top.
+fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let path = "/proc/self/mountinfo";
+    let mountinfo = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    Ok(parse_hierarchies(&mountinfo))
+}
+
+/// proc_pid_mountinfo(5): `id parent major:minor root mount options [tags] - type source options`.
+fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut seen = Vec::new();
+    let mut found = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let unified = match after.split(' ').next() {
+            Some("cgroup2") => true,
+            Some("cgroup") => false,
+            _ => continue,
+        };
+        let mut fields = before.split(' ').skip(2);
+        let (Some(device), Some(_root), Some(mount)) = (fields.next(), fields.next(), fields.next()) else { continue };
+        // What is mounted elsewhere belongs to somebody else (CRIU keeps mounts of its own).
+        if mount.starts_with("/sys/fs/cgroup") && !seen.contains(&device) {
+            seen.push(device);
+            found.push(Hierarchy { mount: PathBuf::from(mount), unified });
+        }
+    }
+    found
+}
+
+fn below(mount: &Path, path: &Path) -> PathBuf {
+    mount.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// `system.slice` + `docker` + `ab12` is `/system.slice/docker-ab12.scope`; a slice `a-b.slice` lies
+/// inside `a.slice`. systemd.slice(5).
+fn systemd_scope(slice: &str, prefix: &str, name: &str) -> PathBuf {
+    let mut path = PathBuf::from("/");
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+    let mut parent = String::new();
+    for part in stem.split('-').filter(|part| !part.is_empty()) {
+        if !parent.is_empty() {
+            parent.push('-');
+        }
+        parent.push_str(part);
+        path.push(format!("{parent}.slice"));
+    }
+    path.push(if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") });
+    path
+}
+
+/// `dir` and all directories below it, parents first.
+fn with_children(dir: &Path) -> Vec<PathBuf> {
+    let mut all = vec![dir.to_owned()];
+    let mut next = 0;
+    while next < all.len() {
+        if let Ok(entries) = fs::read_dir(&all[next]) {
+            let children = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            all.extend(children.map(|entry| entry.path()));
+        }
+        next += 1;
+    }
+    all
+}
+
+/// A task leaves its cgroup a moment after its end can be seen: EBUSY passes by itself.
+fn remove_dir(dir: &Path) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_micros(50);
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(5));
+            }
+            Err(e) => return Err(Error::io(dir, e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path_of(configured: &str) -> Result<PathBuf> {
+        Cgroup::of_container(Some(Path::new(configured)), "c1").map(|c| c.path)
+    }
+
+    #[test]
+    fn where_a_container_goes() {
+        assert_eq!(Cgroup::of_container(None, "c1").unwrap().path(), Path::new("/lmrun-c1"));
+        assert_eq!(path_of("/docker/c1").unwrap(), Path::new("/docker/c1"));
+        assert_eq!(path_of("docker/c1").unwrap(), Path::new("/docker/c1"));
+        assert_eq!(path_of("system.slice:docker:ab").unwrap(), Path::new("/system.slice/docker-ab.scope"));
+        assert_eq!(path_of("a-b.slice:x:y").unwrap(), Path::new("/a.slice/a-b.slice/x-y.scope"));
+    }
+
+    #[test]
+    fn a_hierarchys_root_is_nobodys_cgroup() {
+        for bad in ["/", "//", ".", "/a/../..", "../x"] {
+            assert!(matches!(path_of(bad), Err(Error::CgroupPath(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn foreign_and_repeated_mounts_do_not_count() {
+        let mountinfo = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+            32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime shared:3 - cgroup cgroup rw,cpu\n\
+            33 31 0:29 / /sys/fs/cgroup/cpuacct rw - cgroup cgroup rw,cpu\n\
+            34 31 0:30 / /tmp/.yard/net_prio rw - cgroup cgroup rw,net_prio\n\
+            41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let found: Vec<_> = parse_hierarchies(mountinfo).into_iter().map(|h| (h.mount, h.unified)).collect();
+        assert_eq!(found, [("/sys/fs/cgroup/cpu".into(), false), ("/sys/fs/cgroup/unified".into(), true)]);
+    }
+}

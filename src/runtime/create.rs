@@ -1,0 +1,257 @@
+//! Making a container: create, and the first half of run and restore.
+//!
+//! The state file is there before anything is forked, with the cgroup and the maker in it: whatever
+//! instant lmrun is killed at, `delete --force` finds all that was made.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use libcontainer::container::{Container as HookContainer, ContainerStatus};
+use libcontainer::notify_socket::NotifyListener;
+use libcontainer::process::args::{ContainerArgs, ContainerType};
+use libcontainer::process::channel::ChannelError;
+use libcontainer::process::container_main_process::{ProcessError, container_main_process};
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::tty::setup_console_socket;
+use libcontainer::user_ns::UserNamespaceConfig;
+use libcontainer::workload::Executor;
+use nix::fcntl::{OFlag, open};
+use nix::sys::prctl;
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{geteuid, mkfifo};
+use oci_spec::runtime::Spec;
+
+use super::bundle::Bundle;
+use super::cgroup::Cgroup;
+use super::process::Process;
+use super::state::{Locked, State, Status, Store, write_whole};
+use super::timestamp::rfc3339_nanos;
+use super::workload::Workload;
+use super::{Error, Result, chain, hooks, passwd};
+
+/// The name of libcontainer's socket on which init waits for `start`.
+pub(super) const NOTIFY_SOCKET: &str = "notify.sock";
+/// Where init reports why it could not become the workload; closed when it has.
+pub(super) const START_REPORT: &str = "start.fifo";
+
+/// What the commands that make a container have in common.
+#[derive(Debug, Clone, Default)]
+pub struct CreateOptions {
+    pub bundle: PathBuf,
+    /// Gets init's pid in decimal digits.
+    pub pid_file: Option<PathBuf>,
+    /// Gets the master of the container's terminal.
+    pub console_socket: Option<PathBuf>,
+    pub no_pivot: bool,
+    /// Descriptors 3 .. 3 + n are handed down.
+    pub preserve_fds: u32,
+}
+
+/// Makes container `id` up to the point where `start` lets the workload go.
+///
+/// # Errors
+/// Whatever makes the container impossible; nothing of it remains then.
+pub fn create(store: &Store, id: &str, options: &CreateOptions) -> Result<()> {
+    let bundle = Bundle::load(&options.bundle)?;
+    check_terminal(&bundle, options)?;
+    let mut container = HalfMade::begin(store, id, &bundle)?;
+    container.build_workload(&bundle, options)?;
+    container.finish(Status::Created, options.pid_file.as_deref()).map(drop)
+}
+
+/// lmrun goes away before the container does, so a terminal needs somebody to give it to.
+pub(super) fn check_terminal(bundle: &Bundle, options: &CreateOptions) -> Result<()> {
+    match (bundle.terminal(), &options.console_socket) {
+        (true, None) => Err(Error::Terminal("cannot allocate tty if lmrun will detach without setting console socket")),
+        (false, Some(_)) => Err(Error::Terminal("cannot use console socket if lmrun will not detach or allocate tty")),
+        _ => Ok(()),
+    }
+}
+
+/// A container that is being made. Dropping it unmakes it.
+#[derive(Debug)]
+pub struct HalfMade {
+    /// None once the container is finished.
+    locked: Option<Locked>,
+    state: State,
+}
+
+impl HalfMade {
+    /// Takes the id and writes down what is about to be made.
+    pub fn begin(store: &Store, id: &str, bundle: &Bundle) -> Result<Self> {
+        let cgroup = Cgroup::of_container(bundle.linux()?.cgroups_path().as_deref(), id)?;
+        let uid = geteuid().as_raw();
+        let state = State {
+            oci_version: bundle.spec.version().clone(),
+            id: id.to_owned(),
+            status: Status::Creating,
+            bundle: bundle.path.clone(),
+            rootfs: bundle.rootfs(),
+            created: rfc3339_nanos(SystemTime::now()),
+            annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+            owner: passwd::user(Path::new("/etc/passwd"), uid).map(|user| user.name).unwrap_or_default(),
+            init: None,
+            creator: Process::own(),
+            cgroup: cgroup.path().to_owned(),
+            hooks: bundle.spec.hooks().clone(),
+        };
+        let locked = store.create(id)?;
+        let container = HalfMade { locked: Some(locked), state };
+        container.locked().save(&container.state)?;
+        Ok(container)
+    }
+
+    /// Forks init and leaves it waiting for `start`, about to become the workload.
+    pub fn build_workload(&mut self, bundle: &Bundle, options: &CreateOptions) -> Result<()> {
+        let report = Rc::new(self.start_report(options.preserve_fds)?);
+        let workload = Workload::new(bundle, hooks::state(&self.state, ContainerStatus::Created), report)?;
+        self.build(bundle.spec_for_workload()?, Box::new(workload), options)
+    }
+
+    /// Forks init with libcontainer and leaves it waiting for [`go`](super::start::go), about to
+    /// enter `executor`.
+    pub fn build(&mut self, spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
+        let dir = self.dir().to_owned();
+        let cgroup = Cgroup::at(&self.state.cgroup);
+        let console = match &options.console_socket {
+            Some(path) => Some(console_socket(&dir, path)?),
+            None => None,
+        };
+        let notify_listener =
+            NotifyListener::new(&dir.join(NOTIFY_SOCKET)).map_err(|e| Error::Libcontainer(chain(&e)))?;
+        let own = OwnAttributes::lend(spec.process().as_ref().and_then(|process| process.oom_score_adj()))?;
+        let visit = cgroup.enter_unified()?;
+        let args = ContainerArgs {
+            container_type: ContainerType::InitContainer,
+            syscall: SyscallType::default(),
+            rootfs: self.state.rootfs.clone(),
+            console_socket: console.as_ref().map(AsRawFd::as_raw_fd),
+            notify_listener,
+            preserve_fds: options.preserve_fds.cast_signed(),
+            container: Some(HookContainer { state: hooks::state(&self.state, ContainerStatus::Creating), root: dir }),
+            user_ns_config: UserNamespaceConfig::new(&spec).map_err(|e| Error::Libcontainer(chain(&e)))?,
+            cgroup_config: cgroup.config(&self.state.id),
+            detached: true,
+            executor,
+            no_pivot: options.no_pivot,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            as_sibling: false,
+            pid_file: None, // the library's is neither atomic nor checked
+            spec: Rc::new(spec),
+        };
+        let init = container_main_process(&args).map_err(|e| why(&e));
+        drop(visit);
+        drop(own);
+        let pid = init?.as_raw();
+        self.state.init = Process::of(pid);
+        if self.state.init.is_none() {
+            return Err(Error::Init("init died while the container was made".into()));
+        }
+        self.locked().save(&self.state)
+    }
+
+    /// The container is made: saves its status and writes the pid file.
+    pub fn finish(mut self, status: Status, pid_file: Option<&Path>) -> Result<Process> {
+        self.state.status = status;
+        self.locked().save(&self.state)?;
+        let init = self.state.init.ok_or_else(|| Error::Init("there is no init".into()))?;
+        if let Some(path) = pid_file {
+            write_whole(path, init.pid.to_string().as_bytes()).map_err(|e| Error::io(path, e))?;
+        }
+        self.locked = None;
+        Ok(init)
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.locked().dir()
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    fn locked(&self) -> &Locked {
+        self.locked.as_ref().expect("only `finish` takes the lock, and takes self with it")
+    }
+
+    /// Makes the fifo and opens init's end of it, above the descriptors that are handed down.
+    fn start_report(&self, preserve_fds: u32) -> Result<File> {
+        let path = self.dir().join(START_REPORT);
+        let io = |errno: nix::Error| Error::io(&path, errno.into());
+        mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).map_err(io)?;
+        let mut low = Vec::new();
+        loop {
+            let end = open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(io)?;
+            if end.as_raw_fd() >= 3 + preserve_fds.cast_signed() {
+                return Ok(File::from(end));
+            }
+            low.push(end);
+        }
+    }
+}
+
+impl Drop for HalfMade {
+    fn drop(&mut self) {
+        let Some(locked) = self.locked.take() else { return };
+        if let Err(error) = Cgroup::at(&self.state.cgroup).destroy() {
+            tracing::warn!(%error, id = self.state.id, "cannot remove the cgroup of a container that could not be made");
+        }
+        // libcontainer leaves its children behind when it fails.
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {}
+        if let Err(error) = locked.remove() {
+            tracing::warn!(%error, id = self.state.id, "cannot remove the state of a container that could not be made");
+        }
+    }
+}
+
+/// Attributes of lmrun itself that the container is born with, given back when dropped.
+struct OwnAttributes {
+    oom_score_adj: Option<String>,
+}
+
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
+impl OwnAttributes {
+    fn lend(oom_score_adj: Option<i32>) -> Result<Self> {
+        let io = |e| Error::io(OOM_SCORE_ADJ, e);
+        let mut own = OwnAttributes { oom_score_adj: None };
+        if let Some(score) = oom_score_adj {
+            let before = fs::read_to_string(OOM_SCORE_ADJ).map_err(io)?;
+            fs::write(OOM_SCORE_ADJ, score.to_string()).map_err(io)?;
+            own.oom_score_adj = Some(before);
+        }
+        // Nobody in a namespace that is being joined may look into the process that joins it.
+        prctl::set_dumpable(false).map_err(|e| Error::Init(format!("set dumpable: {e}")))?;
+        Ok(own)
+    }
+}
+
+impl Drop for OwnAttributes {
+    fn drop(&mut self) {
+        let _ = prctl::set_dumpable(true);
+        if let Some(before) = &self.oom_score_adj {
+            let _ = fs::write(OOM_SCORE_ADJ, before);
+        }
+    }
+}
+
+fn console_socket(dir: &Path, path: &Path) -> Result<OwnedFd> {
+    let path = std::path::absolute(path).map_err(|e| Error::io(path, e))?;
+    setup_console_socket(dir, &path, "console").map_err(|e| Error::Libcontainer(chain(&e)))
+}
+
+/// The words of the process inside the container, without the library's around them.
+fn why(error: &ProcessError) -> Error {
+    match error {
+        ProcessError::Channel(ChannelError::ExecError(inside) | ChannelError::OtherError(inside)) => {
+            Error::Init(inside.clone())
+        }
+        other => Error::Libcontainer(chain(other)),
+    }
+}

@@ -1,0 +1,86 @@
+//! Ending containers: signals, and the removal of all that was made.
+
+use std::io;
+
+use nix::sys::signal::Signal;
+
+use super::cgroup::Cgroup;
+use super::state::{Locked, State, Status, Store};
+use super::{Error, Result, hooks, status};
+use crate::sys::pidfd::PidFd;
+
+/// Sends `signal` to the first process of container `id`, or with `all` to every process in it.
+///
+/// # Errors
+/// [`Error::NotRunning`] where nobody is left to get the signal.
+pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
+    let state = store.load(id)?;
+    let targets = if all { Cgroup::at(&state.cgroup).pids()? } else { Vec::new() };
+    let running = state.init.filter(|init| init.is_alive());
+    if targets.is_empty() && running.is_none() {
+        return Err(Error::NotRunning);
+    }
+    for pid in targets.into_iter().chain(running.map(|init| init.pid).filter(|_| !all)) {
+        match send(pid, signal) {
+            Ok(true) => {}
+            Ok(false) if all => {}
+            Ok(false) => return Err(Error::NotRunning),
+            Err(source) => return Err(Error::Signal { pid, source }),
+        }
+    }
+    Ok(())
+}
+
+/// Removes a stopped container, or with `force` any container, half-made ones included.
+///
+/// # Errors
+/// [`Error::NotFound`] (not with `force`), [`Error::StillRunning`], or what would not go away.
+pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
+    if force {
+        // Whoever still makes the container holds its lock, fails now, and cleans up behind itself.
+        match store.load(id) {
+            Ok(state) if state.status == Status::Creating => kill_all(&state)?,
+            _ => {}
+        }
+    }
+    let locked = match store.lock(id) {
+        Err(Error::NotFound) if force => return Ok(()),
+        locked => locked?,
+    };
+    let state = match locked.load() {
+        Ok(state) => state,
+        // Killed before the first state was saved: only the directory was made.
+        Err(Error::NotFound) if force => return locked.remove(),
+        Err(error) => return Err(error),
+    };
+    let now = status(&state);
+    if !force && !matches!(now, Status::Stopped | Status::Created) {
+        return Err(Error::StillRunning { id: id.to_owned(), status: now });
+    }
+    remove(locked, &state)
+}
+
+/// Kills what still runs, runs the poststop hooks, removes cgroup and state.
+pub(super) fn remove(locked: Locked, state: &State) -> Result<()> {
+    kill_all(state)?;
+    Cgroup::at(&state.cgroup).destroy()?;
+    hooks::poststop(state);
+    locked.remove()
+}
+
+/// Kills init, which takes its pid namespace with it, and all in the cgroup.
+fn kill_all(state: &State) -> Result<()> {
+    if let Some(init) = state.init.filter(|init| init.is_alive()) {
+        send(init.pid, Signal::SIGKILL as i32).map_err(|source| Error::Signal { pid: init.pid, source })?;
+    }
+    Cgroup::at(&state.cgroup).kill_all()
+}
+
+/// False where the process is gone.
+fn send(pid: i32, signal: i32) -> io::Result<bool> {
+    match PidFd::open(pid).and_then(|process| process.kill(signal)) {
+        Ok(()) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(nix::libc::ESRCH) => Ok(false),
+        Err(e) => Err(e),
+    }
+}

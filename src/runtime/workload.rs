@@ -1,0 +1,197 @@
+//! The executor of create and run: the container's init becomes the program of config.json.
+//!
+//! libcontainer has built the namespaces, the root and the identity, and keeps the caller's
+//! capabilities. What remains, in this order: the startContainer hooks, signal handling as a
+//! program expects it, the seccomp filter, the capability sets, execve(2).
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use caps::CapSet;
+use libcontainer::container::State as HookState;
+use libcontainer::hooks::run_hooks;
+use libcontainer::oci_spec::runtime::{Hook, Spec};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use nix::sys::prctl;
+use nix::unistd::execve;
+
+use super::bundle::{Bundle, CapabilitySets};
+use super::{chain, passwd};
+use crate::sys::signals;
+
+/// Everything the last steps need, prepared before anything is forked.
+#[derive(Clone)]
+pub struct Workload {
+    args: Vec<String>,
+    env: Vec<String>,
+    capabilities: Option<CapabilitySets>,
+    no_new_privileges: bool,
+    hooks: Vec<Hook>,
+    hook_state: HookState,
+    /// The write end of the start report; closed by a successful execve.
+    report: Rc<File>,
+    uid: u32,
+    /// Filled in inside the container.
+    program: RefCell<PathBuf>,
+    added_env: RefCell<Vec<String>>,
+}
+
+impl Workload {
+    /// `report` is where `start` reads why execve failed; it must be close-on-exec.
+    pub fn new(bundle: &Bundle, hook_state: HookState, report: Rc<File>) -> super::Result<Self> {
+        let process = bundle.process()?;
+        let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+        Ok(Workload {
+            args: process.args().clone().unwrap_or_default(),
+            env: process.env().clone().unwrap_or_default(),
+            capabilities: CapabilitySets::of(bundle)?,
+            no_new_privileges: process.no_new_privileges().unwrap_or(false),
+            hooks: hooks.unwrap_or_default(),
+            hook_state,
+            report,
+            uid: process.user().uid(),
+            program: RefCell::default(),
+            added_env: RefCell::default(),
+        })
+    }
+
+    /// runc's words, which engines look for.
+    fn become_workload(&self) -> Result<Infallible, String> {
+        let env = self.environment();
+        let pairs = env.iter().filter_map(|pair| pair.split_once('='));
+        let hook_env = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        run_hooks(Some(&self.hooks), Some(&self.hook_state), None, None, Some(&hook_env))
+            .map_err(|e| format!("error running startContainer hook: {}", chain(&e)))?;
+
+        let strings = |list: &[String]| -> Result<Vec<CString>, String> {
+            list.iter().map(|s| CString::new(s.as_bytes()).map_err(|_| "argument holds a NUL byte".into())).collect()
+        };
+        let (argv, envp) = (strings(&self.args)?, strings(&env)?);
+        let program = self.program.borrow();
+        let path = CString::new(program.as_os_str().as_encoded_bytes()).map_err(|_| "path holds a NUL byte")?;
+        signals::reset_all();
+        if self.no_new_privileges {
+            prctl::set_no_new_privs().map_err(|e| format!("set no_new_privs: {e}"))?;
+        }
+        self.drop_capabilities().map_err(|e| format!("unable to apply caps: {e}"))?;
+        let Err(errno) = execve(&path, &argv, &envp);
+        Err(format!("exec {}: {}", program.display(), words(errno)))
+    }
+
+    /// The effective set goes before the permitted one that must contain it, the inheritable set while
+    /// everything is still permitted, the ambient set after both that it depends on. capabilities(7).
+    fn drop_capabilities(&self) -> Result<(), caps::errors::CapsError> {
+        let Some(sets) = &self.capabilities else { return Ok(()) };
+        for capability in caps::all().difference(&sets.bounding) {
+            if caps::has_cap(None, CapSet::Bounding, *capability).unwrap_or(false) {
+                caps::drop(None, CapSet::Bounding, *capability)?;
+            }
+        }
+        caps::set(None, CapSet::Inheritable, &sets.inheritable)?;
+        caps::set(None, CapSet::Effective, &sets.effective)?;
+        caps::set(None, CapSet::Permitted, &sets.permitted)?;
+        caps::clear(None, CapSet::Ambient)?;
+        for capability in &sets.ambient {
+            caps::raise(None, CapSet::Ambient, *capability)?;
+        }
+        Ok(())
+    }
+
+    fn environment(&self) -> Vec<String> {
+        let given = self.env.iter().filter(|pair| *pair != "HOME=");
+        given.chain(self.added_env.borrow().iter()).cloned().collect()
+    }
+}
+
+impl Executor for Workload {
+    /// Does not return: what libcontainer would do with an error reaches nobody any more.
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        let Err(why) = self.become_workload();
+        let _ = (&*self.report).write_all(why.as_bytes());
+        std::process::exit(255)
+    }
+
+    /// Runs inside the container's root, before `create` gets its answer.
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        let path = self.env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
+        let name = self.args.first().map(String::as_str).unwrap_or_default();
+        let found = look_up(name, path);
+        *self.program.borrow_mut() =
+            found.map_err(|why| ExecutorValidationError::ArgValidationError(format!("exec: {name:?}: {why}")))?;
+        Ok(())
+    }
+
+    /// Keeps what is added to config.json's list, which itself keeps its order: HOME from the container's
+    /// /etc/passwd, and libcontainer's LISTEN_FDS and LISTEN_PID.
+    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        let mut added = Vec::new();
+        if !self.env.iter().any(|pair| pair.starts_with("HOME=") && pair != "HOME=") {
+            let home = passwd::user(Path::new("/etc/passwd"), self.uid).map(|user| user.home);
+            added.push(format!("HOME={}", home.unwrap_or_else(|| "/".into()).display()));
+        }
+        for name in ["LISTEN_FDS", "LISTEN_PID"] {
+            added.extend(envs.get(name).map(|value| format!("{name}={value}")));
+        }
+        *self.added_env.borrow_mut() = added;
+        Ok(())
+    }
+}
+
+/// The program that `name` means, by the rules of Go's exec.LookPath and in its words: runc's users
+/// match on them.
+fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
+    if name.contains('/') {
+        let file = PathBuf::from(name);
+        return match executable(&file) {
+            Ok(()) => Ok(file),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => Err("permission denied".into()),
+            Err(e) if e.kind() == ErrorKind::IsADirectory => Err("is a directory".into()),
+            Err(e) => Err(format!("stat {name}: {}", e.raw_os_error().map_or(e.to_string(), |n| words(nix::Error::from_raw(n))))),
+        };
+    }
+    let dirs = path.split(':').map(|dir| if dir.is_empty() { Path::new(".") } else { Path::new(dir) });
+    let mut files = dirs.map(|dir| dir.join(name));
+    files.find(|file| !name.is_empty() && executable(file).is_ok()).ok_or_else(|| "executable file not found in $PATH".into())
+}
+
+fn executable(file: &Path) -> std::io::Result<()> {
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(ErrorKind::IsADirectory.into());
+    }
+    if metadata.permissions().mode() & 0o111 == 0 {
+        return Err(ErrorKind::PermissionDenied.into());
+    }
+    Ok(())
+}
+
+/// An errno as Go prints it: "no such file or directory".
+fn words(errno: nix::Error) -> String {
+    let text = errno.desc();
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_runc_finds_them() {
+        assert_eq!(look_up("sh", "/nowhere:/bin").unwrap(), Path::new("/bin/sh"));
+        assert_eq!(look_up("/bin/sh", "").unwrap(), Path::new("/bin/sh"));
+        let why = |name, path| look_up(name, path).unwrap_err();
+        assert_eq!(why("foo", "/bin"), "executable file not found in $PATH");
+        assert_eq!(why("", "/bin"), "executable file not found in $PATH");
+        assert_eq!(why("/foo", "/bin"), "stat /foo: no such file or directory");
+        assert_eq!(why("/etc/passwd", ""), "permission denied");
+        assert_eq!(why("/etc", ""), "is a directory");
+    }
+}
