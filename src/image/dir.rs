@@ -15,7 +15,7 @@ use super::records::stats::StatsEntry;
 use super::{Error, Result};
 
 /// The link in an image directory to the directory that it is an increment of.
-const PARENT: &str = "parent";
+pub(crate) const PARENT: &str = "parent";
 
 /// How many generations of parents are followed.
 const MAX_PARENTS: usize = 128;
@@ -367,15 +367,16 @@ fn start_records<T>(kind: &ImageFile<T>, path: PathBuf) -> Result<RecordWriter<B
 }
 
 /// Memory of others ends up in these files: only the owner reads them.
-fn create_new(path: &Path) -> io::Result<File> {
+pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new()
+        .read(true)
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)
 }
 
-fn sync(path: &Path) -> Result<()> {
+pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .map_err(Error::io(path))
@@ -406,7 +407,7 @@ fn is_vacant(path: &Path) -> io::Result<bool> {
 }
 
 /// Opens the parent image that `link` leads to from the directory `from`.
-pub(super) fn open_parent(from: &Path, link: &Path) -> Result<ImageDir> {
+pub(crate) fn open_parent(from: &Path, link: &Path) -> Result<ImageDir> {
     if link.is_absolute() {
         return Err(Error::ParentNotRelative {
             path: link.to_owned(),

@@ -116,23 +116,19 @@ impl Layer {
             .len();
 
         let mut runs: Vec<Run> = Vec::new();
-        let (mut free, mut offset) = (0, 0u64);
+        let mut offset = 0u64;
         while let Some(entry) = records.record::<PagemapEntry>()? {
             let vaddr = entry.vaddr;
             let pages = entry.nr_pages.unwrap_or(entry.compat_nr_pages.into());
             let bytes = pages
                 .checked_mul(PAGE_SIZE)
                 .ok_or_else(|| bad(vaddr, "has too many pages"))?;
-            let end = vaddr
-                .checked_add(bytes)
-                .ok_or_else(|| bad(vaddr, "ends past the last address"))?;
+            if vaddr.checked_add(bytes).is_none() {
+                return Err(bad(vaddr, "ends past the last address"));
+            }
             if pages == 0 || !vaddr.is_multiple_of(PAGE_SIZE) {
                 return Err(bad(vaddr, "is empty or not aligned"));
             }
-            if vaddr < free {
-                return Err(bad(vaddr, "overlaps another run or comes too late"));
-            }
-            free = end;
             let present = is_present(&entry).map_err(|what| bad(vaddr, what))?;
             runs.push(Run {
                 vaddr,
@@ -145,6 +141,11 @@ impl Layer {
                     .filter(|end| *end <= size)
                     .ok_or_else(|| bad(vaddr, "goes beyond the end of the pages file"))?;
             }
+        }
+        // Bytes lie in the order of the records, which need not be that of the addresses.
+        runs.sort_by_key(|run| run.vaddr);
+        if let Some(pair) = runs.windows(2).find(|pair| pair[0].end() > pair[1].vaddr) {
+            return Err(bad(pair[1].vaddr, "overlaps another"));
         }
         Ok(Self {
             path,
@@ -190,14 +191,18 @@ impl Layer {
 
 /// Whether the bytes of a run are in this image (or in its parent).
 fn is_present(entry: &PagemapEntry) -> std::result::Result<bool, &'static str> {
-    match entry.flags {
+    match entry
+        .flags
+        .map(|flags| (flags & !pe::ALL, flags & (pe::PARENT | pe::PRESENT)))
+    {
         // Before there were flags.
         None => Ok(!entry.in_parent.unwrap_or(false)),
-        Some(flags) if flags & !pe::ALL != 0 => Err("has flags that this version does not know"),
-        Some(flags) if flags & pe::PARENT != 0 => Ok(false),
-        Some(flags) if flags & pe::PRESENT != 0 => Ok(true),
-        Some(_) => {
+        Some((0, pe::PARENT)) => Ok(false),
+        Some((0, pe::PRESENT)) => Ok(true),
+        Some((0, 0)) => {
             Err("has its pages in neither this image nor its parent (left for lazy migration?)")
         }
+        Some((0, _)) => Err("has its pages in this image and its parent"),
+        Some(_) => Err("has flags that this version does not know"),
     }
 }

@@ -1,14 +1,14 @@
 //! Pages into an image directory: `pagemap-PID.img` says which, `pages-N.img` holds them one
 //! after the other.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::num::NonZero;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use super::dir::{ImageDir, ImageWriter};
+use super::dir::{ImageDir, ImageWriter, create_new};
 use super::format::{self, ImageFile, pages_name};
 use super::pages::{PAGE_SIZE, PageReader, PageRun, PageSink, PagesOf, Written};
 use super::records::mm::{PagemapEntry, PagemapHead, pe};
@@ -63,7 +63,7 @@ impl PageSink for LocalPages<'_> {
         pagemap.finish()?;
 
         let path = self.images.path().join(pages_name(pages_id));
-        let file = create_pages(&path).map_err(Error::io(&path))?;
+        let file = create_new(&path).map_err(Error::io(&path))?;
         copy(&layout, from, &file, &path)?;
         Ok(layout.written())
     }
@@ -97,16 +97,6 @@ pub fn pagemap_entry(vaddr: u64, pages: u64, flags: u32) -> PagemapEntry {
         flags: Some(flags),
         nr_pages: Some(pages),
     }
-}
-
-/// Creates a pages file. Like all images it is the owner's only.
-pub fn create_pages(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
 }
 
 /// The runs of one target whose bytes are taken, and where each one's bytes come to lie when
