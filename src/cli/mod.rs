@@ -8,7 +8,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use nix::sys::prctl;
+
 use crate::runtime::Store;
+use crate::sys::own_exe;
 
 mod argv;
 mod checkpoint;
@@ -117,10 +120,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::from(help.use_stderr()));
         }
     };
-    match log::start(&cli.global).and_then(|()| {
-        if cli.command.enters_container() {
-            seal()?;
-        }
+    let sealed = if cli.command.enters_container() { seal() } else { Ok(()) };
+    match sealed.and_then(|()| log::start(&cli.global)).and_then(|()| {
         let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
         cli.command.run(&Store::new(root))
     }) {
@@ -132,8 +133,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Goes on in a program file that the container cannot write to; comes back only when it does.
 fn seal() -> Result<(), report::Failure> {
-    Ok(())
+    let what = "cannot protect lmrun's own program file from the container";
+    if own_exe::is_sealed().map_err(|e| report::Failure::new(what, e))? {
+        let _ = prctl::set_name(c"lmrun"); // it was executed through a descriptor
+        return Ok(());
+    }
+    Err(report::Failure::new(what, own_exe::execute_sealed()))
 }
 
 #[cfg(test)]

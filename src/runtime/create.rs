@@ -250,7 +250,8 @@ fn console_socket(dir: &Path, path: &Path) -> Result<OwnedFd> {
 fn why(error: &ProcessError) -> Error {
     match error {
         ProcessError::Channel(ChannelError::ExecError(inside) | ChannelError::OtherError(inside)) => {
-            Error::Init(inside.clone())
+            // What precedes the words of our own `validate`.
+            Error::Init(inside.strip_prefix("error in executing process : ").unwrap_or(inside).to_owned())
         }
         other => Error::Libcontainer(chain(other)),
     }

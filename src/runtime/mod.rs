@@ -18,6 +18,7 @@ mod puppet;
 mod query;
 mod restore;
 mod run;
+mod seccomp;
 mod start;
 mod state;
 pub mod timestamp;
@@ -57,6 +58,8 @@ pub enum Error {
     Signal { pid: i32, source: io::Error },
     #[error("{what}")]
     Foreground { what: &'static str, #[source] errno: nix::Error },
+    #[error("seccomp: {0}")]
+    Seccomp(String),
     #[error("capabilities: {0}")]
     Capabilities(String),
     /// Said by the process inside the container.
@@ -76,8 +79,8 @@ pub enum Error {
     NoPidNamespace,
     #[error("the container's init did not become ready to be restored")]
     PuppetLost,
-    #[error("{0}")]
-    Engine(#[source] crate::engine::Error),
+    #[error(transparent)]
+    Engine(crate::engine::Error),
 }
 
 impl Error {

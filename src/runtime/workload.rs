@@ -23,6 +23,7 @@ use nix::sys::prctl;
 use nix::unistd::execve;
 
 use super::bundle::{Bundle, CapabilitySets};
+use super::seccomp::Filter;
 use super::{chain, passwd};
 use crate::sys::signals;
 
@@ -33,6 +34,7 @@ pub struct Workload {
     env: Vec<String>,
     capabilities: Option<CapabilitySets>,
     no_new_privileges: bool,
+    seccomp: Option<Filter>,
     hooks: Vec<Hook>,
     hook_state: HookState,
     /// The write end of the start report; closed by a successful execve.
@@ -53,6 +55,7 @@ impl Workload {
             env: process.env().clone().unwrap_or_default(),
             capabilities: CapabilitySets::of(bundle)?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
+            seccomp: bundle.linux()?.seccomp().as_ref().map(Filter::compile).transpose()?,
             hooks: hooks.unwrap_or_default(),
             hook_state,
             report,
@@ -80,9 +83,22 @@ impl Workload {
         if self.no_new_privileges {
             prctl::set_no_new_privs().map_err(|e| format!("set no_new_privs: {e}"))?;
         }
+        // A filter needs a capability or no_new_privs; with the latter it may come last, where it need not
+        // allow what dropping capabilities takes.
+        if !self.no_new_privileges {
+            self.install_seccomp()?;
+        }
         self.drop_capabilities().map_err(|e| format!("unable to apply caps: {e}"))?;
+        if self.no_new_privileges {
+            self.install_seccomp()?;
+        }
         let Err(errno) = execve(&path, &argv, &envp);
         Err(format!("exec {}: {}", program.display(), words(errno)))
+    }
+
+    fn install_seccomp(&self) -> Result<(), String> {
+        let Some(filter) = &self.seccomp else { return Ok(()) };
+        filter.install().map_err(|e| format!("unable to install the seccomp filter: {}", words(e)))
     }
 
     /// The effective set goes before the permitted one that must contain it, the inheritable set while
