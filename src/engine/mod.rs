@@ -3,7 +3,10 @@
 //! Data flows one way: `collect` reads the kernel and returns plain values, one writer
 //! writes them; one reader reads them, `plan` is pure, `rebuild` acts.
 
+pub mod guard;
+pub mod netlock;
 mod pending;
+pub mod res;
 
 pub use pending::{Error, Plan, RestoreReport, dump, plan, pre_dump};
 

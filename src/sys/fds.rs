@@ -1,6 +1,8 @@
 //! The process's own table of descriptors.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use nix::errno::Errno;
 use nix::libc;
 
@@ -14,5 +16,17 @@ use nix::libc;
 pub fn close_from(first: u32) -> nix::Result<()> {
     // SAFETY: takes no pointers. The caller gives up all descriptors from `first` on.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Closes every descriptor but `kept`. For a child that owns nothing else, like [`close_from`].
+pub fn close_all_but(kept: BorrowedFd<'_>) -> nix::Result<()> {
+    let kept = kept.as_raw_fd() as u32;
+    close_from(kept + 1)?;
+    if kept == 0 {
+        return Ok(());
+    }
+    // SAFETY: as above.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 0, kept - 1, 0) };
     Errno::result(result).map(drop)
 }

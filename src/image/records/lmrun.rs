@@ -24,6 +24,8 @@ pub struct LmrunEntry {
     /// Digests of other files of the directory.
     #[prost(message, repeated, tag = "6")]
     pub digests: Vec<LmrunDigest>,
+    #[prost(message, repeated, tag = "7")]
+    pub sockets: Vec<LmrunSocket>,
 }
 
 /// The machine that the dump was made on.
@@ -92,4 +94,31 @@ pub struct LmrunDigest {
     /// `algorithm:hex`.
     #[prost(string, required, tag = "2")]
     pub digest: String,
+}
+
+/// More about an internet socket.
+#[derive(Clone, PartialEq, Eq, ::prost::Message)]
+pub struct LmrunSocket {
+    /// As in `inet_sk_entry`.
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    /// Who owns the socket: SO_REUSEPORT shares a port only among sockets of one user.
+    #[prost(uint32, required, tag = "2")]
+    pub uid: u32,
+    /// TCP_CONGESTION.
+    #[prost(string, optional, tag = "3")]
+    pub congestion: Option<String>,
+    #[prost(message, repeated, tag = "4")]
+    pub options: Vec<LmrunSockOpt>,
+}
+
+/// A socket option that is one int.
+#[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
+pub struct LmrunSockOpt {
+    #[prost(uint32, required, tag = "1")]
+    pub level: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub name: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub value: u32,
 }

@@ -1,0 +1,4 @@
+//! Kinds of open files.
+
+pub mod sockopts;
+pub mod tcp;

@@ -1,0 +1,3 @@
+//! One file per kind of kernel object.
+
+pub mod fd;

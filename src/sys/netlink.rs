@@ -1,0 +1,209 @@
+//! Netlink: requests as bytes, answers as errors (netlink(7), RFC 3549).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use libc::c_int;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+
+use super::sockopt;
+
+/// include/uapi/linux/netlink.h.
+const NLM_F_REQUEST: u16 = 1;
+/// include/uapi/linux/netlink.h.
+pub const NLM_F_ACK: u16 = 4;
+/// include/uapi/linux/netlink.h: fail if it exists.
+pub const NLM_F_EXCL: u16 = 0x200;
+/// include/uapi/linux/netlink.h: make it if it does not exist.
+pub const NLM_F_CREATE: u16 = 0x400;
+/// include/uapi/linux/netlink.h: the attribute consists of attributes.
+const NLA_F_NESTED: u16 = 0x8000;
+/// include/uapi/linux/netlink.h: an acknowledgement, which is an error of 0.
+const NLMSG_ERROR: u16 = 2;
+/// Length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+
+/// Several requests that go to the kernel in one send(2).
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    requests: u32,
+}
+
+impl Batch {
+    /// Appends a request: `header` is the fixed part of its family, `attributes` writes the rest.
+    pub fn request(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        header: &[u8],
+        attributes: impl FnOnce(&mut Attributes<'_>),
+    ) {
+        let start = self.bytes.len();
+        self.requests += 1;
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&self.requests.to_ne_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(header);
+        attributes(&mut Attributes {
+            bytes: &mut self.bytes,
+        });
+        let len = (self.bytes.len() - start) as u32;
+        self.bytes[start..start + 4].copy_from_slice(&len.to_ne_bytes());
+    }
+}
+
+/// Where the attributes of a request are written.
+#[derive(Debug)]
+pub struct Attributes<'a> {
+    bytes: &'a mut Vec<u8>,
+}
+
+impl Attributes<'_> {
+    /// Appends an attribute, at most 65531 bytes.
+    pub fn put(&mut self, kind: u16, value: &[u8]) {
+        let len = u16::try_from(value.len() + 4).expect("an attribute is shorter than 64 KiB");
+        self.bytes.extend_from_slice(&len.to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(value);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// Appends a 32-bit number in network order.
+    pub fn put_be32(&mut self, kind: u16, value: u32) {
+        self.put(kind, &value.to_be_bytes());
+    }
+
+    /// Appends a string with its NUL byte.
+    pub fn put_name(&mut self, kind: u16, value: &str) {
+        self.put(kind, &[value.as_bytes(), b"\0"].concat());
+    }
+
+    /// Appends an attribute that consists of what `inner` writes, less than 64 KiB.
+    pub fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Attributes<'_>)) {
+        let start = self.bytes.len();
+        self.put(kind | NLA_F_NESTED, &[]);
+        inner(&mut Attributes { bytes: self.bytes });
+        let len =
+            u16::try_from(self.bytes.len() - start).expect("an attribute is shorter than 64 KiB");
+        self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
+    }
+}
+
+/// A netlink socket; it belongs to the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct NetlinkSocket(OwnedFd);
+
+impl NetlinkSocket {
+    /// Opens a socket of the netfilter family.
+    pub fn netfilter() -> io::Result<Self> {
+        let protocol = SockProtocol::NetlinkNetFilter;
+        Ok(Self(socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            protocol,
+        )?))
+    }
+
+    /// Sends the batch and reads every answer; the first error is returned. At least one request must set
+    /// [`NLM_F_ACK`]. The kernel has answered before send(2) returns, so nothing is waited for.
+    pub fn transact(&self, batch: &Batch) -> io::Result<()> {
+        let room = sockopt::get_int(self.0.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF)? as usize;
+        if batch.bytes.len() > room / 2 {
+            let wanted = (batch.bytes.len() * 2) as c_int;
+            sockopt::set_int(
+                self.0.as_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_SNDBUFFORCE,
+                wanted,
+            )?;
+        }
+        send(self.0.as_raw_fd(), &batch.bytes, MsgFlags::empty())?;
+        let mut outcome = Err(io::Error::from(io::ErrorKind::InvalidData));
+        let mut failed = false;
+        let mut buf = [0; 8192];
+        loop {
+            let len = match recv(self.0.as_raw_fd(), &mut buf, MsgFlags::MSG_DONTWAIT) {
+                Ok(len) => len,
+                Err(Errno::EAGAIN) => return outcome,
+                Err(e) => return Err(e.into()),
+            };
+            for error in answers(&buf[..len]) {
+                if failed {
+                    continue;
+                }
+                failed = error != 0;
+                outcome = if failed {
+                    Err(io::Error::from_raw_os_error(-error))
+                } else {
+                    Ok(())
+                };
+            }
+        }
+    }
+}
+
+/// The error numbers (0 or negative) of the acknowledgements in a datagram from the kernel.
+fn answers(mut datagram: &[u8]) -> Vec<c_int> {
+    let mut errors = Vec::new();
+    while let Some((header, rest)) = datagram.split_first_chunk::<HEADER>() {
+        let [l0, l1, l2, l3, k0, k1, ..] = *header;
+        let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        if let (NLMSG_ERROR, Some(error)) = (u16::from_ne_bytes([k0, k1]), rest.first_chunk()) {
+            errors.push(c_int::from_ne_bytes(*error));
+        }
+        datagram = datagram
+            .get(len.next_multiple_of(4).max(HEADER)..)
+            .unwrap_or_default();
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_padded_and_nested() {
+        let mut batch = Batch::default();
+        batch.request(0x10, NLM_F_ACK, &[], |a| {
+            a.nest(1, |a| a.put_name(2, "ab"));
+            a.put_be32(3, 7);
+        });
+        let header = [
+            &36u32.to_ne_bytes()[..],
+            &0x10u16.to_ne_bytes(),
+            &5u16.to_ne_bytes(),
+            &1u32.to_ne_bytes(),
+        ];
+        assert_eq!(batch.bytes[..12], header.concat());
+        let nested = [
+            &12u16.to_ne_bytes()[..],
+            &0x8001u16.to_ne_bytes(),
+            &7u16.to_ne_bytes(),
+            &2u16.to_ne_bytes(),
+        ];
+        assert_eq!(batch.bytes[16..24], nested.concat());
+        assert_eq!(batch.bytes[24..28], *b"ab\0\0");
+        assert_eq!(batch.bytes[32..36], [0, 0, 0, 7]);
+    }
+
+    #[test]
+    fn answers_of_a_torn_datagram() {
+        let mut one = [0; 20];
+        one[..4].copy_from_slice(&20u32.to_ne_bytes());
+        one[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
+        one[16..20].copy_from_slice(&(-17i32).to_ne_bytes());
+        let two = [&one[..], &one[..]].concat();
+        assert_eq!(answers(&two), [-17, -17]);
+        assert_eq!(answers(&two[..30]), [-17]);
+        assert_eq!(answers(&[0; 16]), [0; 0]);
+    }
+}
