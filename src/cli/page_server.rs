@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use super::report::Failure;
 use crate::image::pages::PageSink;
+use crate::transfer::page_client::PageClient;
+use crate::transfer::{self, page_server};
 
 /// Receive the pages of a checkpoint that is made elsewhere
 #[derive(Debug, clap::Args)]
@@ -30,7 +32,11 @@ impl Args {
         let what = "cannot receive pages";
         let endpoint = Endpoint { host: self.address.clone(), port: self.port };
         let address = endpoint.resolve(self.insecure).map_err(|e| Failure::new(what, e))?;
-        Err(Failure::new(what, Error::Missing(address)))
+        let received = page_server::listen(address, self.insecure)
+            .and_then(|listener| page_server::serve(&listener, &self.image_path, self.parent_path.as_deref()))
+            .map_err(|e| Failure::new(what, e))?;
+        tracing::debug!(?received, "all pages are stored");
+        Ok(0)
     }
 }
 
@@ -50,8 +56,8 @@ pub enum Error {
     #[error("{0} is reachable by others, and without TLS anybody could read or write the container's memory: use a \
              loopback address (and a tunnel), or say --insecure")]
     Exposed(IpAddr),
-    #[error("this build of lmrun has no page server ({0})")]
-    Missing(SocketAddr),
+    #[error(transparent)]
+    Connect(#[from] transfer::Error),
 }
 
 impl FromStr for Endpoint {
@@ -69,7 +75,7 @@ impl FromStr for Endpoint {
 impl Endpoint {
     /// A sink that sends its pages there.
     pub fn connect(&self, insecure: bool) -> Result<Box<dyn PageSink>, Error> {
-        Err(Error::Missing(self.resolve(insecure)?))
+        Ok(Box::new(PageClient::connect(self.resolve(insecure)?)?))
     }
 
     /// The first address, which must be of this host unless `insecure`.

@@ -68,20 +68,21 @@ impl Cgroup {
         CgroupConfig { cgroup_path: self.path.clone(), systemd_cgroup: false, container_name: id.to_owned() }
     }
 
-    /// Moves the caller into the container's place in the unified hierarchy of a hybrid host, which
-    /// libcgroups leaves out, so that what it forks is born there: only the version 2 freezer stops tasks in a
-    /// way that ptrace can go on with, and only there can all be killed at once. The caller returns
-    /// to its own place when the value is dropped. None where there is no such hierarchy.
-    pub fn enter_unified(&self) -> Result<Option<Visit>> {
+    /// Moves the caller into the cgroup, in one hierarchy, so that what it forks is born there: whatever instant
+    /// it dies at, its children are found there, before libcgroups has put them anywhere. That is the unified
+    /// hierarchy where there is one, which libcgroups leaves out on hybrid hosts: only the version 2 freezer stops
+    /// tasks in a way that ptrace can go on with. The caller goes back when the value is dropped.
+    pub fn enter(&self) -> Result<Option<Visit>> {
         let hierarchies = hierarchies()?;
-        if hierarchies.iter().all(|h| h.unified) {
-            return Ok(None); // pure version 2: libcgroups does it
-        }
-        let Some(unified) = hierarchies.iter().find(|h| h.unified) else { return Ok(None) };
+        let unified = hierarchies.iter().find(|h| h.unified);
+        let Some(chosen) = unified.or_else(|| hierarchies.iter().find(|h| h.mount.ends_with("freezer"))) else {
+            return Ok(None);
+        };
         let memberships = fs::read_to_string("/proc/self/cgroup").map_err(|e| Error::io("/proc/self/cgroup", e))?;
-        let home = memberships.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-        let home = unified.mount.join(home);
-        let dir = below(&unified.mount, &self.path);
+        let marker = if chosen.unified { "::/" } else { ":freezer:/" };
+        let home = memberships.lines().find_map(|line| Some(line.split_once(marker)?.1)).unwrap_or_default();
+        let home = chosen.mount.join(home);
+        let dir = below(&chosen.mount, &self.path);
         fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
         let procs = dir.join("cgroup.procs");
         fs::write(&procs, "0").map_err(|e| Error::io(&procs, e))?;

@@ -124,7 +124,7 @@ impl HalfMade {
         let notify_listener =
             NotifyListener::new(&dir.join(NOTIFY_SOCKET)).map_err(|e| Error::Libcontainer(chain(&e)))?;
         let own = OwnAttributes::lend(spec.process().as_ref().and_then(|process| process.oom_score_adj()))?;
-        let visit = cgroup.enter_unified()?;
+        let visit = cgroup.enter()?;
         let args = ContainerArgs {
             container_type: ContainerType::InitContainer,
             syscall: SyscallType::default(),
@@ -253,6 +253,7 @@ fn why(error: &ProcessError) -> Error {
             // What precedes the words of our own `validate`.
             Error::Init(inside.strip_prefix("error in executing process : ").unwrap_or(inside).to_owned())
         }
+        ProcessError::Hooks(hook) => Error::Hook(chain(hook)),
         other => Error::Libcontainer(chain(other)),
     }
 }

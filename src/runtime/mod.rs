@@ -65,6 +65,8 @@ pub enum Error {
     /// Said by the process inside the container.
     #[error("unable to start container process: {0}")]
     Init(String),
+    #[error("hook: {0}")]
+    Hook(String),
     #[error("{0}")]
     Libcontainer(String),
     #[error("cgroup path {} is not one that a container can have for itself", .0.display())]
