@@ -1,1 +1,16 @@
-//! The scenarios of lmrun: harness, workloads, soaks and benches.
+//! Scenarios for lmrun: containers that check themselves, taken through checkpoints and restores.
+//!
+//! A *workload* (`src/bin/workload`) is a program that sets up one kind of state and can verify it. A *flavour*
+//! ([`flavour`]) is a way to take a container through a checkpoint. The scenarios in `tests/` run the one through
+//! the other. They need root; see [`needs`] for what happens where something is missing.
+
+pub mod bundle;
+pub mod command;
+pub mod container;
+pub mod crash;
+pub mod flavour;
+pub mod host;
+pub mod needs;
+pub mod network;
+pub mod redis;
+pub mod stats;

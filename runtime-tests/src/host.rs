@@ -1,0 +1,63 @@
+//! What a scenario must leave behind on the host: nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The cgroups of container `id`, wherever one is mounted.
+pub fn cgroups(id: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let of_cgroups = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        let (at, kind) = (words.nth(1)?, words.next()?);
+        kind.starts_with("cgroup").then(|| Path::new(at).join("lmrun-test").join(id))
+    });
+    of_cgroups.filter(|dir| dir.is_dir()).collect()
+}
+
+/// Whether any cgroup of container `id` is frozen or about to be.
+pub fn frozen(id: &str) -> bool {
+    cgroups(id).iter().any(|dir| {
+        let says = |file: &str, word: &str| fs::read_to_string(dir.join(file)).is_ok_and(|text| text.trim().contains(word));
+        says("cgroup.freeze", "1") || says("freezer.state", "FROZEN") || says("freezer.state", "FREEZING")
+    })
+}
+
+/// The processes in the cgroups of container `id`.
+pub fn processes(id: &str) -> Vec<i32> {
+    let lists = cgroups(id).into_iter().filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
+    let mut all: Vec<i32> = lists.flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<_>>()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Processes whose command line contains all of `words`: (pid, command line).
+pub fn commands(words: &[&str]) -> Vec<(i32, String)> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        (pid != std::process::id() as i32 && words.iter().all(|w| line.contains(w))).then_some((pid, line))
+    })
+    .collect()
+}
+
+/// Kills what is left of container `id`, and takes its cgroups away.
+pub fn sweep(id: &str) {
+    for pid in processes(id) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    }
+    for _ in 0..100 {
+        let left = cgroups(id);
+        if left.is_empty() {
+            break;
+        }
+        for dir in left {
+            let _ = fs::write(dir.join("cgroup.freeze"), "0");
+            let _ = fs::write(dir.join("freezer.state"), "THAWED");
+            let _ = fs::remove_dir(dir);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,7 @@
+//! Unix socket pairs and TCP.
+
+runtime_tests::carried! {
+    unix_stream, unix_datagram, unix_seqpacket, unix_half_closed, unix_closed_peer, unix_options, unix_between,
+    tcp_listen, tcp_listen_6, tcp_listen_shared, tcp_loopback, tcp_loopback_6, tcp_loopback_full,
+    tcp_loopback_half_closed, tcp_loopback_options, tcp_loopback_between,
+}
