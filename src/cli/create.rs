@@ -28,7 +28,7 @@ pub struct Making {
     /// Change the root without pivot_root(2): for a root file system on an initramfs
     #[arg(long)]
     no_pivot: bool,
-    /// Accepted: lmrun makes no session keyring
+    /// Leave the container in the caller's session keyring
     #[arg(long)]
     no_new_keyring: bool,
     /// Pass descriptors 3 to 3 + N - 1 on to the container
@@ -43,6 +43,7 @@ impl Making {
             pid_file: self.pid_file.clone(),
             console_socket: self.console_socket.clone(),
             no_pivot: self.no_pivot,
+            no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds,
         }
     }
@@ -63,11 +64,17 @@ mod tests {
 
     #[test]
     fn as_containerd_calls_it() {
-        let argv = "lmrun create --bundle /b --pid-file /b/init.pid --console-socket /tmp/pty.sock c1";
-        let Command::Create(args) = Cli::try_parse_from(argv.split(' ')).unwrap().command else { panic!() };
+        let argv =
+            "lmrun create --bundle /b --pid-file /b/init.pid --console-socket /tmp/pty.sock c1";
+        let Command::Create(args) = Cli::try_parse_from(argv.split(' ')).unwrap().command else {
+            panic!()
+        };
         let options = args.making.options();
         assert_eq!(args.id, "c1");
         assert_eq!(options.bundle.to_str(), Some("/b"));
-        assert_eq!(options.console_socket.unwrap().to_str(), Some("/tmp/pty.sock"));
+        assert_eq!(
+            options.console_socket.unwrap().to_str(),
+            Some("/tmp/pty.sock")
+        );
     }
 }

@@ -31,7 +31,13 @@ mod start;
 mod state;
 
 /// What `--version` prints behind the name: three lines, as engines expect.
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\ncommit: v", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
+const VERSION: &str = concat!(
+    "version ",
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit: v",
+    env!("CARGO_PKG_VERSION"),
+    "\nspec: 1.3.0"
+);
 
 /// An OCI runtime with live migration built in
 #[derive(Debug, Parser)]
@@ -107,7 +113,10 @@ impl Command {
 
     /// Whether a process that lmrun has forked becomes or enters a container.
     fn enters_container(&self) -> bool {
-        matches!(self, Command::Create(_) | Command::Run(_) | Command::Restore(_))
+        matches!(
+            self,
+            Command::Create(_) | Command::Run(_) | Command::Restore(_)
+        )
     }
 }
 
@@ -120,11 +129,18 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::from(help.use_stderr()));
         }
     };
-    let sealed = if cli.command.enters_container() { seal() } else { Ok(()) };
-    match sealed.and_then(|()| log::start(&cli.global)).and_then(|()| {
-        let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
-        cli.command.run(&Store::new(root))
-    }) {
+    let sealed = if cli.command.enters_container() {
+        seal()
+    } else {
+        Ok(())
+    };
+    match sealed
+        .and_then(|()| log::start(&cli.global))
+        .and_then(|()| {
+            let root = std::path::absolute(&cli.global.root)
+                .map_err(|e| report::Failure::new("root directory", e))?;
+            cli.command.run(&Store::new(root))
+        }) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.print();
@@ -164,7 +180,19 @@ mod tests {
 
     #[test]
     fn globals_as_containerd_gives_them() {
-        let argv = ["lmrun", "--root", "/r", "--log", "/b/log.json", "--log-format", "json", "--systemd-cgroup", "kill", "c", "15"];
+        let argv = [
+            "lmrun",
+            "--root",
+            "/r",
+            "--log",
+            "/b/log.json",
+            "--log-format",
+            "json",
+            "--systemd-cgroup",
+            "kill",
+            "c",
+            "15",
+        ];
         let cli = Cli::try_parse_from(argv).unwrap();
         assert_eq!(cli.global.root, PathBuf::from("/r"));
         assert!(matches!(cli.global.log_format, log::Format::Json));

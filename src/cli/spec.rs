@@ -20,7 +20,11 @@ pub struct Args {
 impl Args {
     pub fn run(&self) -> Result<u8, Failure> {
         let path = self.bundle.join("config.json");
-        let written = OpenOptions::new().create_new(true).write(true).open(&path).and_then(|mut file| file.write_all(CONFIG.as_bytes()));
+        let written = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(CONFIG.as_bytes()));
         written.map_err(|e| Failure::new(format!("cannot write {}", path.display()), e))?;
         Ok(0)
     }
@@ -35,6 +39,9 @@ mod tests {
     fn the_text_is_a_spec_of_version_1() {
         let spec: Spec = serde_json::from_str(CONFIG).unwrap();
         assert!(spec.version().starts_with("1."));
-        assert_eq!(spec.process().as_ref().unwrap().args().as_deref(), Some(&["sh".to_owned()][..]));
+        assert_eq!(
+            spec.process().as_ref().unwrap().args().as_deref(),
+            Some(&["sh".to_owned()][..])
+        );
     }
 }

@@ -43,22 +43,42 @@ pub fn checkpoint(
         return Err(Error::NotRunning);
     };
     let links = standard_links(init.pid)?;
-    let external = links.iter().filter(|link| link.comes_from_outside).map(|link| link.target.clone()).collect();
+    let external = links
+        .iter()
+        .filter(|link| link.comes_from_outside)
+        .map(|link| link.target.clone())
+        .collect();
     let targets: Vec<_> = links.into_iter().map(|link| link.target).collect();
-    let fate = if options.leave_running || options.pre_dump { Fate::Resume } else { Fate::Kill };
+    let fate = if options.leave_running || options.pre_dump {
+        Fate::Resume
+    } else {
+        Fate::Kill
+    };
     let request = DumpRequest {
-        subject: Subject { id: id.to_owned(), init: init.pid, dir: locked.dir().to_owned(), external },
+        subject: Subject {
+            id: id.to_owned(),
+            init: init.pid,
+            dir: locked.dir().to_owned(),
+            external,
+        },
         images: absolute(&options.images)?,
         work: made(options.work.as_deref().unwrap_or(locked.dir()))?,
         parent: options.parent,
         fate,
         tcp_established: options.tcp_established,
-        extra_files: vec![(DESCRIPTORS.to_owned(), serde_json::json!(targets).to_string().into_bytes())],
+        extra_files: vec![(
+            DESCRIPTORS.to_owned(),
+            serde_json::json!(targets).to_string().into_bytes(),
+        )],
         pages: options.pages,
         progress,
     };
     let thawed = Thawed::for_ptrace(&Cgroup::at(&state.cgroup))?;
-    let dumped = if options.pre_dump { engine::pre_dump(request) } else { engine::dump(request) };
+    let dumped = if options.pre_dump {
+        engine::pre_dump(request)
+    } else {
+        engine::dump(request)
+    };
     drop(thawed);
     let report = dumped.map_err(Error::Engine)?;
     if fate == Fate::Kill {
@@ -80,12 +100,24 @@ fn standard_links(init: i32) -> Result<Vec<Link>> {
     let mounts = fs::read_to_string(&mounts).map_err(|e| Error::io(mounts, e))?;
     let mut links = Vec::new();
     for fd in 0..3 {
-        let Ok(target) = fs::read_link(format!("/proc/{init}/fd/{fd}")) else { continue };
+        let Ok(target) = fs::read_link(format!("/proc/{init}/fd/{fd}")) else {
+            continue;
+        };
         let target = target.to_string_lossy().into_owned();
         let fdinfo = fs::read_to_string(format!("/proc/{init}/fdinfo/{fd}")).unwrap_or_default();
-        let mount = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
-        let inside = mount.is_some_and(|mount| mounts.lines().any(|line| line.split(' ').next() == Some(mount)));
-        links.push(Link { target, comes_from_outside: !inside });
+        let mount = fdinfo
+            .lines()
+            .find_map(|line| line.strip_prefix("mnt_id:"))
+            .map(str::trim);
+        let inside = mount.is_some_and(|mount| {
+            mounts
+                .lines()
+                .any(|line| line.split(' ').next() == Some(mount))
+        });
+        links.push(Link {
+            target,
+            comes_from_outside: !inside,
+        });
     }
     Ok(links)
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 mod bundle;
 mod cgroup;
 mod checkpoint;
+mod console;
 mod create;
 mod delete;
 mod hooks;
@@ -57,7 +58,11 @@ pub enum Error {
     #[error("signal pid {pid}")]
     Signal { pid: i32, source: io::Error },
     #[error("{what}")]
-    Foreground { what: &'static str, #[source] errno: nix::Error },
+    Foreground {
+        what: &'static str,
+        #[source]
+        errno: nix::Error,
+    },
     #[error("seccomp: {0}")]
     Seccomp(String),
     #[error("capabilities: {0}")]
@@ -77,7 +82,9 @@ pub enum Error {
     NoFreezer(PathBuf),
     #[error("freezer {}", path.display())]
     Freezer { path: PathBuf, source: io::Error },
-    #[error("the container has no pid namespace of its own, which a restore needs to give every process its old pid")]
+    #[error(
+        "the container has no pid namespace of its own, which a restore needs to give every process its old pid"
+    )]
     NoPidNamespace,
     #[error("the container's init did not become ready to be restored")]
     PuppetLost,
@@ -87,7 +94,10 @@ pub enum Error {
 
 impl Error {
     fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Error::Io { path: path.into(), source }
+        Error::Io {
+            path: path.into(),
+            source,
+        }
     }
 }
 

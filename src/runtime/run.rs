@@ -1,11 +1,16 @@
 //! create and start in one, and what lmrun does while a container runs in its foreground.
 
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::sys::signalfd::SignalFd;
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use super::bundle::Bundle;
+use super::console::{Console, ConsoleSocket};
 use super::create::{CreateOptions, HalfMade, check_terminal};
 use super::delete;
 use super::process::Process;
@@ -25,12 +30,30 @@ pub struct Attachment {
 
 /// Makes and starts container `id`. Attached, waits for its end, deletes it, and gives its exit code
 /// (128 + n for signal n); detached gives 0.
-pub fn run(store: &Store, id: &str, options: &CreateOptions, attachment: Attachment) -> Result<i32> {
+pub fn run(
+    store: &Store,
+    id: &str,
+    options: &CreateOptions,
+    attachment: Attachment,
+) -> Result<i32> {
     let bundle = Bundle::load(&options.bundle)?;
-    check_terminal(&bundle, options)?;
-    let signals = Foreground::prepare(attachment)?;
+    let mut options = options.clone();
+    let own_terminal = !attachment.detach && bundle.terminal() && options.console_socket.is_none();
+    if !own_terminal {
+        check_terminal(&bundle, &options)?;
+    }
+    let mut foreground = Foreground::prepare(attachment)?;
     let mut container = HalfMade::begin(store, id, &bundle)?;
-    container.build_workload(&bundle, options)?;
+    let socket = own_terminal
+        .then(|| ConsoleSocket::listen(container.dir()))
+        .transpose()?;
+    if let Some(socket) = &socket {
+        options.console_socket = Some(socket.path().to_owned());
+    }
+    container.build_workload(&bundle, &options)?;
+    if let Some(foreground) = &mut foreground {
+        foreground.console = socket.map(ConsoleSocket::accept).transpose()?;
+    }
     let init = container.finish(Status::Created, options.pid_file.as_deref())?;
 
     let locked = store.lock(id)?;
@@ -40,13 +63,14 @@ pub fn run(store: &Store, id: &str, options: &CreateOptions, attachment: Attachm
         return Err(error);
     }
     drop(locked);
-    signals.map_or(Ok(0), |signals| signals.stay_with(store, id, init))
+    foreground.map_or(Ok(0), |foreground| foreground.stay_with(store, id, init))
 }
 
-/// All signals, taken instead of acted upon.
+/// All signals, taken instead of acted upon, and the container's terminal if that is ours.
 #[derive(Debug)]
 pub(super) struct Foreground {
     signals: SignalFd,
+    console: Option<Console>,
 }
 
 impl Foreground {
@@ -62,13 +86,20 @@ impl Foreground {
         }
         let all = SigSet::all();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None).map_err(errno("block signals"))?;
-        let signals = SignalFd::new(&all).map_err(errno("signalfd"))?;
-        Ok(Some(Foreground { signals }))
+        let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .map_err(errno("signalfd"))?;
+        Ok(Some(Foreground {
+            signals,
+            console: None,
+        }))
     }
 
     /// Forwards every signal to `init`, reaps every child, and deletes the container when init has ended.
-    pub fn stay_with(self, store: &Store, id: &str, init: Process) -> Result<i32> {
+    pub fn stay_with(mut self, store: &Store, id: &str, init: Process) -> Result<i32> {
         let code = self.wait_for(init)?;
+        if let Some(console) = &mut self.console {
+            console.show_rest();
+        }
         // A checkpoint or a delete may have been faster.
         match delete::delete(store, id, true) {
             Ok(()) | Err(Error::NotFound) => Ok(code),
@@ -76,19 +107,65 @@ impl Foreground {
         }
     }
 
-    fn wait_for(&self, init: Process) -> Result<i32> {
-        let errno = |what| move |e| Error::Foreground { what, errno: e };
-        let pidfd = PidFd::open(init.pid).map_err(|source| Error::Signal { pid: init.pid, source })?;
+    fn wait_for(&mut self, init: Process) -> Result<i32> {
+        let pidfd = PidFd::open(init.pid).map_err(|source| Error::Signal {
+            pid: init.pid,
+            source,
+        })?;
+        let (mut typing, mut showing) = (self.console.is_some(), self.console.is_some());
         loop {
             if let Some(code) = reap(init.pid) {
                 return Ok(code);
             }
-            let Some(signal) = self.signals.read_signal().map_err(errno("read a signal"))? else { continue };
-            let number = signal.ssi_signo.cast_signed();
-            if number != Signal::SIGCHLD as i32 && number != Signal::SIGURG as i32 {
-                let _ = pidfd.kill(number);
+            let [signalled, typed, shown] = self.wait(typing, showing)?;
+            if signalled {
+                self.forward_signals(&pidfd)?;
+            }
+            if let Some(console) = &mut self.console {
+                typing &= !typed || console.send_input();
+                showing &= !shown || console.show_output();
             }
         }
+    }
+
+    /// Whether there is a signal, something typed, something to show.
+    fn wait(&self, typing: bool, showing: bool) -> Result<[bool; 3]> {
+        let stdin = io::stdin();
+        let mut sources = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let typing_at = typing.then(|| sources.len());
+        sources.extend(typing.then(|| PollFd::new(stdin.as_fd(), PollFlags::POLLIN)));
+        let showing_at = showing.then(|| sources.len());
+        let console = self.console.as_ref().filter(|_| showing);
+        sources.extend(console.map(|console| PollFd::new(console.master(), PollFlags::POLLIN)));
+        match poll(&mut sources, PollTimeout::NONE) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(errno) => {
+                return Err(Error::Foreground {
+                    what: "poll",
+                    errno,
+                });
+            }
+        }
+        let ready = |at: Option<usize>| at.is_some_and(|at| sources[at].any().unwrap_or(true));
+        Ok([ready(Some(0)), ready(typing_at), ready(showing_at)])
+    }
+
+    fn forward_signals(&self, init: &PidFd) -> Result<()> {
+        let errno = |errno| Error::Foreground {
+            what: "read a signal",
+            errno,
+        };
+        while let Some(signal) = self.signals.read_signal().map_err(errno)? {
+            match (
+                Signal::try_from(signal.ssi_signo.cast_signed()),
+                &self.console,
+            ) {
+                (Ok(Signal::SIGCHLD | Signal::SIGURG), _) => {}
+                (Ok(Signal::SIGWINCH), Some(console)) => console.resize(),
+                _ => drop(init.kill(signal.ssi_signo.cast_signed())),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -97,7 +174,9 @@ fn reap(init: i32) -> Option<i32> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == init => return Some(code),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == init => return Some(128 + signal as i32),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == init => {
+                return Some(128 + signal as i32);
+            }
             Ok(WaitStatus::StillAlive) | Err(nix::Error::ECHILD) => return None,
             _ => {}
         }

@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -18,14 +19,18 @@ use caps::CapSet;
 use libcontainer::container::State as HookState;
 use libcontainer::hooks::run_hooks;
 use libcontainer::oci_spec::runtime::{Hook, Spec};
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use nix::errno::Errno;
 use nix::sys::prctl;
-use nix::unistd::execve;
+use nix::sys::stat::{fstat, stat};
+use nix::unistd::{execve, fchown};
 
 use super::bundle::{Bundle, CapabilitySets};
 use super::seccomp::Filter;
 use super::{chain, passwd};
-use crate::sys::signals;
+use crate::sys::{keyring, signals};
 
 /// Everything the last steps need, prepared before anything is forked.
 #[derive(Clone)]
@@ -40,6 +45,8 @@ pub struct Workload {
     /// The write end of the start report; closed by a successful execve.
     report: Rc<File>,
     uid: u32,
+    /// The name of the container's session keyring; None leaves the caller's.
+    keyring: Option<CString>,
     /// Filled in inside the container.
     program: RefCell<PathBuf>,
     added_env: RefCell<Vec<String>>,
@@ -47,19 +54,34 @@ pub struct Workload {
 
 impl Workload {
     /// `report` is where `start` reads why execve failed; it must be close-on-exec.
-    pub fn new(bundle: &Bundle, hook_state: HookState, report: Rc<File>) -> super::Result<Self> {
+    pub fn new(
+        bundle: &Bundle,
+        hook_state: HookState,
+        keyring: Option<CString>,
+        report: Rc<File>,
+    ) -> super::Result<Self> {
         let process = bundle.process()?;
-        let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+        let hooks = bundle
+            .spec
+            .hooks()
+            .as_ref()
+            .and_then(|hooks| hooks.start_container().clone());
         Ok(Workload {
             args: process.args().clone().unwrap_or_default(),
             env: process.env().clone().unwrap_or_default(),
             capabilities: CapabilitySets::of(bundle)?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
-            seccomp: bundle.linux()?.seccomp().as_ref().map(Filter::compile).transpose()?,
+            seccomp: bundle
+                .linux()?
+                .seccomp()
+                .as_ref()
+                .map(Filter::compile)
+                .transpose()?,
             hooks: hooks.unwrap_or_default(),
             hook_state,
             report,
             uid: process.user().uid(),
+            keyring,
             program: RefCell::default(),
             added_env: RefCell::default(),
         })
@@ -69,16 +91,33 @@ impl Workload {
     fn become_workload(&self) -> Result<Infallible, String> {
         let env = self.environment();
         let pairs = env.iter().filter_map(|pair| pair.split_once('='));
-        let hook_env = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        run_hooks(Some(&self.hooks), Some(&self.hook_state), None, None, Some(&hook_env))
-            .map_err(|e| format!("error running startContainer hook: {}", chain(&e)))?;
+        let hook_env = pairs
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        run_hooks(
+            Some(&self.hooks),
+            Some(&self.hook_state),
+            None,
+            None,
+            Some(&hook_env),
+        )
+        .map_err(|e| format!("error running startContainer hook: {}", chain(&e)))?;
 
         let strings = |list: &[String]| -> Result<Vec<CString>, String> {
-            list.iter().map(|s| CString::new(s.as_bytes()).map_err(|_| "argument holds a NUL byte".into())).collect()
+            list.iter()
+                .map(|s| CString::new(s.as_bytes()).map_err(|_| "argument holds a NUL byte".into()))
+                .collect()
         };
         let (argv, envp) = (strings(&self.args)?, strings(&env)?);
         let program = self.program.borrow();
-        let path = CString::new(program.as_os_str().as_encoded_bytes()).map_err(|_| "path holds a NUL byte")?;
+        let path = CString::new(program.as_os_str().as_encoded_bytes())
+            .map_err(|_| "path holds a NUL byte")?;
+        self.own_streams()
+            .map_err(|e| format!("change the owner of a standard stream: {}", words(e)))?;
+        if let Some(name) = &self.keyring {
+            join_session_keyring(name)
+                .map_err(|e| format!("join a session keyring: {}", words(e)))?;
+        }
         signals::reset_all();
         if self.no_new_privileges {
             prctl::set_no_new_privs().map_err(|e| format!("set no_new_privs: {e}"))?;
@@ -88,7 +127,8 @@ impl Workload {
         if !self.no_new_privileges {
             self.install_seccomp()?;
         }
-        self.drop_capabilities().map_err(|e| format!("unable to apply caps: {e}"))?;
+        self.drop_capabilities()
+            .map_err(|e| format!("unable to apply caps: {e}"))?;
         if self.no_new_privileges {
             self.install_seccomp()?;
         }
@@ -96,15 +136,39 @@ impl Workload {
         Err(format!("exec {}: {}", program.display(), words(errno)))
     }
 
+    /// A workload of another user may want to open `/dev/stderr` anew.
+    fn own_streams(&self) -> nix::Result<()> {
+        let null = stat("/dev/null").map_or(0, |null| null.st_rdev);
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+            let Ok(now) = fstat(stream) else { continue };
+            if now.st_uid == self.uid || now.st_rdev == null && null != 0 {
+                continue;
+            }
+            match fchown(stream, Some(self.uid.into()), None) {
+                // Not to be had: sockets of old, users that are not mapped, read-only file systems.
+                Ok(()) | Err(Errno::EINVAL | Errno::EPERM | Errno::EROFS) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
     fn install_seccomp(&self) -> Result<(), String> {
-        let Some(filter) = &self.seccomp else { return Ok(()) };
-        filter.install().map_err(|e| format!("unable to install the seccomp filter: {}", words(e)))
+        let Some(filter) = &self.seccomp else {
+            return Ok(());
+        };
+        filter
+            .install()
+            .map_err(|e| format!("unable to install the seccomp filter: {}", words(e)))
     }
 
     /// The effective set goes before the permitted one that must contain it, the inheritable set while
     /// everything is still permitted, the ambient set after both that it depends on. capabilities(7).
     fn drop_capabilities(&self) -> Result<(), caps::errors::CapsError> {
-        let Some(sets) = &self.capabilities else { return Ok(()) };
+        let Some(sets) = &self.capabilities else {
+            return Ok(());
+        };
         for capability in caps::all().difference(&sets.bounding) {
             if caps::has_cap(None, CapSet::Bounding, *capability).unwrap_or(false) {
                 caps::drop(None, CapSet::Bounding, *capability)?;
@@ -122,7 +186,10 @@ impl Workload {
 
     fn environment(&self) -> Vec<String> {
         let given = self.env.iter().filter(|pair| *pair != "HOME=");
-        given.chain(self.added_env.borrow().iter()).cloned().collect()
+        given
+            .chain(self.added_env.borrow().iter())
+            .cloned()
+            .collect()
     }
 }
 
@@ -136,11 +203,16 @@ impl Executor for Workload {
 
     /// Runs inside the container's root, before `create` gets its answer.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        let path = self.env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
+        let path = self
+            .env
+            .iter()
+            .find_map(|pair| pair.strip_prefix("PATH="))
+            .unwrap_or_default();
         let name = self.args.first().map(String::as_str).unwrap_or_default();
         let found = look_up(name, path);
-        *self.program.borrow_mut() =
-            found.map_err(|why| ExecutorValidationError::ArgValidationError(format!("exec: {name:?}: {why}")))?;
+        *self.program.borrow_mut() = found.map_err(|why| {
+            ExecutorValidationError::ArgValidationError(format!("exec: {name:?}: {why}"))
+        })?;
         Ok(())
     }
 
@@ -148,15 +220,30 @@ impl Executor for Workload {
     /// /etc/passwd, and libcontainer's LISTEN_FDS and LISTEN_PID.
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         let mut added = Vec::new();
-        if !self.env.iter().any(|pair| pair.starts_with("HOME=") && pair != "HOME=") {
+        if !self
+            .env
+            .iter()
+            .any(|pair| pair.starts_with("HOME=") && pair != "HOME=")
+        {
             let home = passwd::user(Path::new("/etc/passwd"), self.uid).map(|user| user.home);
-            added.push(format!("HOME={}", home.unwrap_or_else(|| "/".into()).display()));
+            added.push(format!(
+                "HOME={}",
+                home.unwrap_or_else(|| "/".into()).display()
+            ));
         }
         for name in ["LISTEN_FDS", "LISTEN_PID"] {
             added.extend(envs.get(name).map(|value| format!("{name}={value}")));
         }
         *self.added_env.borrow_mut() = added;
         Ok(())
+    }
+}
+
+/// The kernel may have none.
+pub(super) fn join_session_keyring(name: &CString) -> nix::Result<()> {
+    match keyring::join_session(name) {
+        Err(Errno::ENOSYS) => Ok(()),
+        joined => joined,
     }
 }
 
@@ -169,12 +256,24 @@ fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
             Ok(()) => Ok(file),
             Err(e) if e.kind() == ErrorKind::PermissionDenied => Err("permission denied".into()),
             Err(e) if e.kind() == ErrorKind::IsADirectory => Err("is a directory".into()),
-            Err(e) => Err(format!("stat {name}: {}", e.raw_os_error().map_or(e.to_string(), |n| words(nix::Error::from_raw(n))))),
+            Err(e) => Err(format!(
+                "stat {name}: {}",
+                e.raw_os_error()
+                    .map_or(e.to_string(), |n| words(nix::Error::from_raw(n)))
+            )),
         };
     }
-    let dirs = path.split(':').map(|dir| if dir.is_empty() { Path::new(".") } else { Path::new(dir) });
+    let dirs = path.split(':').map(|dir| {
+        if dir.is_empty() {
+            Path::new(".")
+        } else {
+            Path::new(dir)
+        }
+    });
     let mut files = dirs.map(|dir| dir.join(name));
-    files.find(|file| !name.is_empty() && executable(file).is_ok()).ok_or_else(|| "executable file not found in $PATH".into())
+    files
+        .find(|file| !name.is_empty() && executable(file).is_ok())
+        .ok_or_else(|| "executable file not found in $PATH".into())
 }
 
 fn executable(file: &Path) -> std::io::Result<()> {
@@ -192,7 +291,10 @@ fn executable(file: &Path) -> std::io::Result<()> {
 fn words(errno: nix::Error) -> String {
     let text = errno.desc();
     let mut letters = text.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+    letters
+        .next()
+        .map(|first| first.to_lowercase().chain(letters).collect())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -201,7 +303,10 @@ mod tests {
 
     #[test]
     fn programs_are_found_as_runc_finds_them() {
-        assert_eq!(look_up("sh", "/nowhere:/bin").unwrap(), Path::new("/bin/sh"));
+        assert_eq!(
+            look_up("sh", "/nowhere:/bin").unwrap(),
+            Path::new("/bin/sh")
+        );
         assert_eq!(look_up("/bin/sh", "").unwrap(), Path::new("/bin/sh"));
         let why = |name, path| look_up(name, path).unwrap_err();
         assert_eq!(why("foo", "/bin"), "executable file not found in $PATH");

@@ -26,7 +26,8 @@ pub fn is_sealed() -> io::Result<bool> {
     let exe = File::open(EXE)?;
     let read_only = fstatvfs(&exe)?.flags().contains(FsFlags::ST_RDONLY);
     // Not a memfd: EINVAL.
-    let seals = fcntl(&exe, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
+    let seals =
+        fcntl(&exe, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
     Ok(read_only || seals.contains(SealFlag::F_SEAL_WRITE))
 }
 
@@ -78,17 +79,27 @@ fn sealed_copy() -> io::Result<OwnedFd> {
     let copy = memfd_create("lmrun", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut copy = File::from(copy);
     io::copy(&mut File::open(EXE)?, &mut copy)?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
+    let seals = SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_SEAL;
     fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(copy.into())
 }
 
 fn execute(exe: impl AsFd) -> io::Error {
-    let strings = |words: Vec<Vec<u8>>| words.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
+    let strings = |words: Vec<Vec<u8>>| {
+        words
+            .into_iter()
+            .map(CString::new)
+            .collect::<Result<Vec<_>, _>>()
+    };
     let bytes = |word: &OsStr| word.as_bytes().to_vec();
     let arguments = strings(std::env::args_os().map(|word| bytes(&word)).collect());
     let environment = strings(
-        std::env::vars_os().map(|(name, value)| [bytes(&name), bytes(&value)].join(&b'=')).collect(),
+        std::env::vars_os()
+            .map(|(name, value)| [bytes(&name), bytes(&value)].join(&b'='))
+            .collect(),
     );
     let (arguments, environment) = match (arguments, environment) {
         (Ok(arguments), Ok(environment)) => (arguments, environment),

@@ -16,6 +16,12 @@ pub fn reset_all() {
     let none = 0_u64;
     // SAFETY: the kernel reads 8 bytes from a live u64 and writes nothing back.
     unsafe {
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, std::ptr::null_mut::<u64>(), 8)
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut::<u64>(),
+            8,
+        )
     };
 }
