@@ -83,18 +83,11 @@ impl Bundle {
 
     /// Whether the container gets a new namespace of this kind, rather than joining one or having none.
     pub fn makes_namespace(&self, kind: LinuxNamespaceType) -> bool {
-        self.namespace(kind)
-            .is_some_and(|namespace| namespace.path().is_none())
+        makes_namespace(&self.spec, kind)
     }
 
     fn namespace(&self, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
-        self.spec
-            .linux()
-            .as_ref()?
-            .namespaces()
-            .as_ref()?
-            .iter()
-            .find(|namespace| namespace.typ() == kind)
+        namespace(&self.spec, kind)
     }
 
     /// The spec for a container whose init becomes the workload: [`super::workload`] takes over
@@ -231,6 +224,20 @@ fn drop_unknown_capabilities(config: &mut Value) {
             known
         });
     }
+}
+
+/// Whether a container with this spec gets a new namespace of this kind.
+pub fn makes_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    namespace(spec, kind).is_some_and(|namespace| namespace.path().is_none())
+}
+
+fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
+    spec.linux()
+        .as_ref()?
+        .namespaces()
+        .as_ref()?
+        .iter()
+        .find(|namespace| namespace.typ() == kind)
 }
 
 /// time_namespaces(7): the offsets are set before the first task is in the namespace.

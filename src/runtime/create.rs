@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -24,15 +24,16 @@ use nix::sys::prctl;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{geteuid, mkfifo};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::bundle::Bundle;
+use super::bundle::{Bundle, makes_namespace};
 use super::cgroup::Cgroup;
 use super::process::Process;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
 use super::{Error, Result, chain, hooks, passwd};
+use crate::sys::netns;
 
 /// The name of libcontainer's socket on which init waits for `start`.
 pub(super) const NOTIFY_SOCKET: &str = "notify.sock";
@@ -136,6 +137,7 @@ impl HalfMade {
         options: &CreateOptions,
     ) -> Result<()> {
         let dir = self.dir().to_owned();
+        let makes_network = makes_namespace(&spec, LinuxNamespaceType::Network);
         let cgroup = Cgroup::at(&self.state.cgroup);
         let console = match &options.console_socket {
             Some(path) => Some(console_socket(&dir, path)?),
@@ -181,7 +183,12 @@ impl HalfMade {
         if self.state.init.is_none() {
             return Err(Error::Init("init died while the container was made".into()));
         }
-        self.locked().save(&self.state)
+        self.locked().save(&self.state)?;
+        if makes_network {
+            raise_loopback(pid)
+        } else {
+            Ok(())
+        }
     }
 
     /// The container is made: saves its status and writes the pid file.
@@ -286,6 +293,13 @@ impl Drop for OwnAttributes {
             let _ = fs::write(OOM_SCORE_ADJ, before);
         }
     }
+}
+
+/// A container's own network namespace comes with its loopback interface up, as with every runtime.
+fn raise_loopback(init: i32) -> Result<()> {
+    let path = format!("/proc/{init}/ns/net");
+    let raised = File::open(&path).and_then(|netns| netns::raise_loopback(netns.as_fd()));
+    raised.map_err(|e| Error::io(path, e))
 }
 
 fn console_socket(dir: &Path, path: &Path) -> Result<OwnedFd> {

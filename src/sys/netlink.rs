@@ -103,7 +103,15 @@ pub struct NetlinkSocket(OwnedFd);
 impl NetlinkSocket {
     /// Opens a socket of the netfilter family.
     pub fn netfilter() -> io::Result<Self> {
-        let protocol = SockProtocol::NetlinkNetFilter;
+        Self::open(SockProtocol::NetlinkNetFilter)
+    }
+
+    /// Opens a socket for links and addresses (rtnetlink(7)).
+    pub fn route() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkRoute)
+    }
+
+    fn open(protocol: SockProtocol) -> io::Result<Self> {
         Ok(Self(socket(
             AddressFamily::Netlink,
             SockType::Raw,
