@@ -54,7 +54,8 @@ pub fn make(dir: &Path, id: &str, shape: &Shape) -> std::io::Result<()> {
             fs::set_permissions(rootfs.join(name), PermissionsExt::from_mode(0o1777))?;
         }
         let workload = needs::built("workload");
-        fs::hard_link(&workload, rootfs.join("workload")).or_else(|_| fs::copy(&workload, rootfs.join("workload")).map(drop))?;
+        fs::hard_link(&workload, rootfs.join("workload"))
+            .or_else(|_| fs::copy(&workload, rootfs.join("workload")).map(drop))?;
         fs::set_permissions(&rootfs, PermissionsExt::from_mode(0o755))?;
     }
     let config = config(id, &rootfs, shape);
@@ -62,7 +63,10 @@ pub fn make(dir: &Path, id: &str, shape: &Shape) -> std::io::Result<()> {
 }
 
 fn config(id: &str, rootfs: &Path, shape: &Shape) -> Value {
-    let mut namespaces: Vec<Value> = ["pid", "mount", "ipc", "uts"].iter().map(|kind| json!({ "type": kind })).collect();
+    let mut namespaces: Vec<Value> = ["pid", "mount", "ipc", "uts"]
+        .iter()
+        .map(|kind| json!({ "type": kind }))
+        .collect();
     namespaces.push(match &shape.network {
         Some(path) => json!({ "type": "network", "path": path }),
         None => json!({ "type": "network" }),
@@ -75,9 +79,7 @@ fn config(id: &str, rootfs: &Path, shape: &Shape) -> Value {
     if let Some(seccomp) = &shape.seccomp {
         linux["seccomp"] = seccomp.clone();
     }
-    let mount = |kind: &str, at: &str, options: &[&str]| {
-        json!({ "destination": at, "type": kind, "source": kind, "options": options })
-    };
+    let mount = |kind: &str, at: &str, options: &[&str]| json!({ "destination": at, "type": kind, "source": kind, "options": options });
     json!({
         "ociVersion": "1.0.2",
         "root": { "path": rootfs, "readonly": shape.rootfs.is_some() },

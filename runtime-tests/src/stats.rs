@@ -61,7 +61,9 @@ pub fn dump(dir: &Path) -> Option<DumpStats> {
     })?;
     let mut stats = DumpStats::default();
     for (number, field) in fields(inner)? {
-        let Field::Integer(value) = field else { continue };
+        let Field::Integer(value) = field else {
+            continue;
+        };
         match number {
             1 => stats.freezing = Duration::from_micros(value),
             2 => stats.frozen = Duration::from_micros(value),

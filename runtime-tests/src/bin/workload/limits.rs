@@ -43,7 +43,11 @@ fn limits(stage: &mut Stage) -> Fallible<Check> {
             for (resource, cur, max) in &expected {
                 let mut now: libc::rlimit = unsafe { std::mem::zeroed() };
                 sys!(getrlimit(*resource, &mut now))?;
-                same(format!("limit {resource}"), (*cur, *max), (now.rlim_cur, now.rlim_max))?;
+                same(
+                    format!("limit {resource}"),
+                    (*cur, *max),
+                    (now.rlim_cur, now.rlim_max),
+                )?;
             }
             Ok(())
         }))
@@ -56,7 +60,13 @@ fn limits(stage: &mut Stage) -> Fallible<Check> {
 fn oom_score(stage: &mut Stage) -> Fallible<Check> {
     fn start(score: &'static str) -> Fallible<Check> {
         std::fs::write("/proc/self/oom_score_adj", score).map_err(|e| e.to_string())?;
-        Ok(Box::new(move || same("oom_score_adj", score, procfs::text("/proc/self/oom_score_adj")?.trim())))
+        Ok(Box::new(move || {
+            same(
+                "oom_score_adj",
+                score,
+                procfs::text("/proc/self/oom_score_adj")?.trim(),
+            )
+        }))
     }
     stage.member("a", |_| start("300"))?;
     stage.member("b", |_| start("1000"))?;
@@ -72,7 +82,13 @@ fn priorities(stage: &mut Stage) -> Fallible<Check> {
         let stat = procfs::stat("thread-self", &[19, 40, 41])?;
         let slack = sys!(prctl(libc::PR_GET_TIMERSLACK))?;
         let io = raw!(SYS_ioprio_get, 1, 0)?;
-        Ok((raw!(SYS_getpriority, 0, tid)?, raw!(SYS_sched_getscheduler, 0)?, slack, io, stat))
+        Ok((
+            raw!(SYS_getpriority, 0, tid)?,
+            raw!(SYS_sched_getscheduler, 0)?,
+            slack,
+            io,
+            stat,
+        ))
     }
     fn set(nice: i32, policy: i32) -> Fallible<Look> {
         let tid = raw!(SYS_gettid)?;
@@ -86,11 +102,16 @@ fn priorities(stage: &mut Stage) -> Fallible<Check> {
     }
     fn keeps(nice: i32, policy: i32) -> Fallible<Check> {
         let before = set(nice, policy)?;
-        Ok(Box::new(move || same("nice, policy, timer slack, I/O priority", &before, &look()?)))
+        Ok(Box::new(move || {
+            same("nice, policy, timer slack, I/O priority", &before, &look()?)
+        }))
     }
     stage.member("batch", |_| keeps(5, libc::SCHED_BATCH))?;
     stage.member("idle", |_| keeps(19, libc::SCHED_IDLE))?;
-    let threads = [Answerer::start(|| set(7, libc::SCHED_OTHER).map(drop))?, Answerer::start(|| set(9, libc::SCHED_BATCH).map(drop))?];
+    let threads = [
+        Answerer::start(|| set(7, libc::SCHED_OTHER).map(drop))?,
+        Answerer::start(|| set(9, libc::SCHED_BATCH).map(drop))?,
+    ];
     let expected = [(13, libc::SCHED_OTHER), (11, libc::SCHED_BATCH)];
     let mut own = keeps(3, libc::SCHED_OTHER)?;
     Ok(Box::new(move || {
@@ -98,7 +119,11 @@ fn priorities(stage: &mut Stage) -> Fallible<Check> {
         for (thread, (priority, policy)) in threads.iter().zip(expected) {
             thread.ask(move || {
                 let now = look()?;
-                same("a thread's nice and policy", (priority, i64::from(policy)), (now.0, now.1))
+                same(
+                    "a thread's nice and policy",
+                    (priority, i64::from(policy)),
+                    (now.0, now.1),
+                )
             })?;
         }
         Ok(())
@@ -109,7 +134,9 @@ fn affinity(stage: &mut Stage) -> Fallible<Check> {
     fn allowed() -> Fallible<Vec<usize>> {
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         raw!(SYS_sched_getaffinity, 0, size_of_val(&set), &raw mut set)?;
-        Ok((0..1024).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
+        Ok((0..1024)
+            .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
+            .collect())
     }
     fn pin(cpu: usize) -> Fallible {
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -132,9 +159,24 @@ fn affinity(stage: &mut Stage) -> Fallible<Check> {
 /// Values that prctl(2) keeps and no file shows.
 fn prctl_values(stage: &mut Stage) -> Fallible<Check> {
     const PAIRS: [(&str, i32, i32, i64); 3] = [
-        ("child subreaper", libc::PR_SET_CHILD_SUBREAPER, libc::PR_GET_CHILD_SUBREAPER, 1),
-        ("huge pages disabled", libc::PR_SET_THP_DISABLE, libc::PR_GET_THP_DISABLE, 1),
-        ("machine-check policy", libc::PR_MCE_KILL, libc::PR_MCE_KILL_GET, 0),
+        (
+            "child subreaper",
+            libc::PR_SET_CHILD_SUBREAPER,
+            libc::PR_GET_CHILD_SUBREAPER,
+            1,
+        ),
+        (
+            "huge pages disabled",
+            libc::PR_SET_THP_DISABLE,
+            libc::PR_GET_THP_DISABLE,
+            1,
+        ),
+        (
+            "machine-check policy",
+            libc::PR_MCE_KILL,
+            libc::PR_MCE_KILL_GET,
+            0,
+        ),
     ];
     fn get(option: i32) -> Fallible<i64> {
         let mut value = 0i32;
@@ -142,7 +184,11 @@ fn prctl_values(stage: &mut Stage) -> Fallible<Check> {
             libc::PR_GET_CHILD_SUBREAPER => sys!(prctl(option, &mut value)),
             _ => sys!(prctl(option, 0, 0, 0, 0)),
         }?;
-        Ok(if option == libc::PR_GET_CHILD_SUBREAPER { i64::from(value) } else { result })
+        Ok(if option == libc::PR_GET_CHILD_SUBREAPER {
+            i64::from(value)
+        } else {
+            result
+        })
     }
     stage.member("set", |_| {
         sys!(prctl(PAIRS[0].1, 1))?;
@@ -151,10 +197,15 @@ fn prctl_values(stage: &mut Stage) -> Fallible<Check> {
         sys!(prctl(PAIRS[2].1, 1, 1, 0, 0))?;
         let before: Vec<_> = PAIRS.iter().map(|p| get(p.2)).collect::<Fallible<_>>()?;
         Ok(Box::new(move || {
-            PAIRS.iter().zip(&before).try_for_each(|((name, _, option, _), before)| same(*name, *before, get(*option)?))
+            PAIRS
+                .iter()
+                .zip(&before)
+                .try_for_each(|((name, _, option, _), before)| same(*name, *before, get(*option)?))
         }))
     })?;
-    Ok(Box::new(|| same("child subreaper", 0, get(libc::PR_GET_CHILD_SUBREAPER)?)))
+    Ok(Box::new(|| {
+        same("child subreaper", 0, get(libc::PR_GET_CHILD_SUBREAPER)?)
+    }))
 }
 
 /// Orphans below a subreaper come to it, not to init.
@@ -167,7 +218,9 @@ fn subreaper(stage: &mut Stage) -> Fallible<Check> {
         for n in 0..3 {
             let child = fork(move || {
                 let grandchild = fork(|| sleep_for_good()).unwrap_or(0);
-                place.word(n).store(grandchild as u64, std::sync::atomic::Ordering::SeqCst);
+                place
+                    .word(n)
+                    .store(grandchild as u64, std::sync::atomic::Ordering::SeqCst);
                 sleep_for_good()
             })?;
             let grandchild = || place.word(n).load(std::sync::atomic::Ordering::SeqCst) as i32;
@@ -176,7 +229,9 @@ fn subreaper(stage: &mut Stage) -> Fallible<Check> {
         }
         let own = unsafe { i64::from(libc::getpid()) };
         Ok(Box::new(move || {
-            let Some((child, grandchild)) = pairs.pop() else { return Ok(()) };
+            let Some((child, grandchild)) = pairs.pop() else {
+                return Ok(());
+            };
             sys!(kill(child, libc::SIGKILL))?;
             sys!(waitpid(child, std::ptr::null_mut(), 0))?;
             eventually("the orphan comes to the subreaper", || {
@@ -199,19 +254,31 @@ fn parent_death_signal(_: &mut Stage) -> Fallible<Check> {
                 sleep_for_good()
             });
             std::thread::sleep(std::time::Duration::from_millis(20));
-            place.word(n).store(child.unwrap_or(0) as u64, std::sync::atomic::Ordering::SeqCst);
+            place.word(n).store(
+                child.unwrap_or(0) as u64,
+                std::sync::atomic::Ordering::SeqCst,
+            );
             sleep_for_good()
         })?;
         eventually("a child", || word(n) != 0)?;
         pairs.push((parent, word(n)));
     }
     Ok(Box::new(move || {
-        let Some((parent, child)) = pairs.pop() else { return Ok(()) };
+        let Some((parent, child)) = pairs.pop() else {
+            return Ok(());
+        };
         same("the child lives", 0, sys!(kill(child, 0))?)?;
         sys!(kill(parent, libc::SIGKILL))?;
         sys!(waitpid(parent, std::ptr::null_mut(), 0))?;
         let mut status = 0;
-        eventually("the child dies with its parent", || unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == child)?;
-        same("signal at the parent's death", libc::SIGKILL, libc::WTERMSIG(status))
+        eventually(
+            "the child dies with its parent",
+            || unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == child,
+        )?;
+        same(
+            "signal at the parent's death",
+            libc::SIGKILL,
+            libc::WTERMSIG(status),
+        )
     }))
 }

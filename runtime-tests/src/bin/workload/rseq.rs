@@ -9,8 +9,12 @@ use crate::memory_map::{Map, PAGE};
 use crate::stage::{Check, Fallible, Setup, Stage, eventually, fork, same, sleep_for_good};
 use crate::threads::Answerer;
 
-pub const WORKLOADS: &[(&str, Setup)] =
-    &[("rseq-registered", registered), ("rseq-section", section), ("robust-lock", robust), ("robust-lock-shared", robust_shared)];
+pub const WORKLOADS: &[(&str, Setup)] = &[
+    ("rseq-registered", registered),
+    ("rseq-section", section),
+    ("robust-lock", robust),
+    ("robust-lock-shared", robust_shared),
+];
 
 unsafe extern "C" {
     /// Of glibc 2.35 and later: where a thread's `struct rseq` lies, from its thread pointer.
@@ -65,7 +69,9 @@ fn area() -> Fallible<usize> {
 /// The kernel keeps the CPU's number up to date, in every thread.
 fn registered(_: &mut Stage) -> Fallible<Check> {
     area()?;
-    let threads = (0..4).map(|_| Answerer::start(|| area().map(drop))).collect::<Fallible<Vec<_>>>()?;
+    let threads = (0..4)
+        .map(|_| Answerer::start(|| area().map(drop)))
+        .collect::<Fallible<Vec<_>>>()?;
     fn follows_cpu() -> Fallible {
         let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         sys!(sched_getaffinity(0, size_of_val(&allowed), &mut allowed))?;
@@ -113,11 +119,15 @@ fn section(_: &mut Stage) -> Fallible<Check> {
     }
     let check = move || -> Fallible {
         let before = COMMITTED.load(Ordering::SeqCst);
-        eventually("sequences are committed", || COMMITTED.load(Ordering::SeqCst) > before + 10)?;
+        eventually("sequences are committed", || {
+            COMMITTED.load(Ordering::SeqCst) > before + 10
+        })?;
         PAUSED.store(0, Ordering::SeqCst);
         PAUSE.store(true, Ordering::SeqCst);
         eventually("threads pause", || PAUSED.load(Ordering::SeqCst) == THREADS)?;
-        let counted = (0..256).map(|cpu| counters.word(cpu * 16).load(Ordering::SeqCst)).sum::<u64>();
+        let counted = (0..256)
+            .map(|cpu| counters.word(cpu * 16).load(Ordering::SeqCst))
+            .sum::<u64>();
         let committed = COMMITTED.load(Ordering::SeqCst);
         PAUSE.store(false, Ordering::SeqCst);
         same("increments that were committed", committed, counted)
@@ -152,8 +162,12 @@ impl Lock {
     /// Takes the lock of a dead owner over, and gives it back.
     fn inherit(self) -> Fallible {
         same("lock of a dead owner", libc::EOWNERDEAD, self.acquire())?;
-        same("made consistent", 0, unsafe { libc::pthread_mutex_consistent(self.0) })?;
-        same("given back", 0, unsafe { libc::pthread_mutex_unlock(self.0) })
+        same("made consistent", 0, unsafe {
+            libc::pthread_mutex_consistent(self.0)
+        })?;
+        same("given back", 0, unsafe {
+            libc::pthread_mutex_unlock(self.0)
+        })
     }
 }
 
@@ -188,11 +202,15 @@ fn robust_shared(_: &mut Stage) -> Fallible<Check> {
             map.word(511 - n).store(1, Ordering::SeqCst);
             sleep_for_good()
         })?;
-        eventually("the child holds the lock", || map.word(511 - n).load(Ordering::SeqCst) == 1)?;
+        eventually("the child holds the lock", || {
+            map.word(511 - n).load(Ordering::SeqCst) == 1
+        })?;
         holders.push((lock, child));
     }
     Ok(Box::new(move || {
-        let Some((lock, child)) = holders.pop() else { return Ok(()) };
+        let Some((lock, child)) = holders.pop() else {
+            return Ok(());
+        };
         sys!(kill(child, libc::SIGKILL))?;
         sys!(waitpid(child, std::ptr::null_mut(), 0))?;
         lock.inherit()
