@@ -3,12 +3,27 @@
 //! Data flows one way: `collect` reads the kernel and returns plain values, one writer
 //! writes them; one reader reads them, `plan` is pure, `rebuild` acts.
 
+mod checks;
+mod collect;
+mod error;
+mod dump;
+mod fill;
+mod freeze;
 pub mod guard;
+mod memory;
 pub mod netlock;
-mod pending;
+mod network;
+mod plan;
+mod rebuild;
 pub mod res;
+mod track;
+mod tree;
 
-pub use pending::{Error, Plan, RestoreReport, dump, plan, pre_dump};
+pub use dump::dump;
+pub use error::{Error, Result, Why};
+pub use plan::{Plan, plan};
+pub use rebuild::RestoreReport;
+pub use track::pre_dump;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

@@ -1,12 +1,15 @@
 //! The kernel's ABI: system calls, structures and /proc parsers. All `unsafe` of the
 //! crate is here; what the modules export is safe to call.
 
+pub mod clock;
 pub mod code;
 pub mod fdpass;
 pub mod fds;
+pub mod file;
 pub mod fork;
 pub mod keyring;
 pub mod mem;
+pub mod namespace;
 pub mod netlink;
 pub mod netns;
 pub mod own_exe;
@@ -22,3 +25,4 @@ pub mod sockopt;
 pub mod tcp;
 pub mod terminal;
 pub mod uffd;
+pub mod window;

@@ -5,7 +5,7 @@
 
 use libc::{c_long, pid_t};
 
-use super::batch::{Arg, Batch, Space};
+use super::batch::{Batch, Space};
 use super::{At, Error, Result, next_stop};
 use crate::sys::code;
 use crate::sys::mem::Memory;
@@ -55,6 +55,11 @@ impl Stage {
 
     pub fn end(self) -> u64 {
         self.start + Self::LEN
+    }
+
+    /// Room for the data of calls, unused between batches.
+    pub fn data(self) -> u64 {
+        self.space().data
     }
 
     fn space(self) -> Space {
@@ -120,6 +125,11 @@ impl Puppet {
             stage,
             regs: ptrace::regs(tid).at(tid, "read registers")?,
         })
+    }
+
+    /// Where the stage is.
+    pub fn stage(&self) -> Stage {
+        self.stage
     }
 
     /// An empty batch for this puppet.
@@ -241,9 +251,4 @@ pub fn find_syscall(pid: pid_t, maps: &[Vma], memory: &Memory) -> Result<u64> {
         .position(|w| w == [0x0f, 0x05])
         .ok_or_else(missing)?;
     Ok(vdso.start + at as u64)
-}
-
-/// An argument list for [`Puppet::call`]-like batches reads better with plain numbers.
-pub fn args<const N: usize>(values: [u64; N]) -> [Arg; N] {
-    values.map(Arg::Value)
 }

@@ -1,3 +1,5 @@
-//! One file per kind of kernel object.
+//! Kinds of kernel objects, one file each with every verb in it.
 
 pub mod fd;
+pub mod mm;
+pub mod task;

@@ -72,3 +72,35 @@ pub fn mounts(pid: pid_t) -> io::Result<Vec<(i32, String)>> {
         })
         .collect()
 }
+
+/// The processes in the cgroup of `pid`, and in those below it; empty where that is a root cgroup or not mounted
+/// under `/sys/fs/cgroup`. One hierarchy is enough: a container is in one cgroup in each.
+pub fn cgroup_members(pid: pid_t) -> io::Result<Vec<pid_t>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    for line in text.lines() {
+        let mut f = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (f.next(), f.next(), f.next()) else { continue };
+        let mounts: &[&str] = if controllers.is_empty() { &["", "unified"] } else { &[controllers.trim_start_matches("name=")] };
+        for mount in mounts {
+            let dir = PathBuf::from(format!("/sys/fs/cgroup/{mount}/{path}"));
+            if path != "/" && dir.join("cgroup.procs").exists() {
+                let mut all = Vec::new();
+                members(&dir, &mut all)?;
+                return Ok(all);
+            }
+        }
+    }
+    Ok(Vec::new())
+}
+
+fn members(dir: &std::path::Path, all: &mut Vec<pid_t>) -> io::Result<()> {
+    let text = fs::read_to_string(dir.join("cgroup.procs"))?;
+    all.extend(text.lines().filter_map(|l| l.parse::<pid_t>().ok()).filter(|p| *p != 0));
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            members(&entry.path(), all)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! What a container may not have, found before anything is written.
+
+use std::collections::{BTreeSet, HashMap};
+
+use libc::pid_t;
+
+use super::freeze::Frozen;
+use super::{Error, Result, Why};
+use crate::sys::pidfd::{self, Shared};
+use crate::sys::{namespace, proc};
+
+/// All tasks are in the namespaces of init.
+pub fn namespaces(frozen: &Frozen) -> Result<()> {
+    const KINDS: [&str; 8] = ["pid", "mnt", "net", "ipc", "uts", "user", "cgroup", "time"];
+    let link = |pid, kind| match proc::link(pid, &format!("ns/{kind}")) {
+        Ok(l) => Ok(Some(l)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::proc(pid, e)),
+    };
+    let init = frozen.tasks[0].pid;
+    for kind in KINDS {
+        let own = link(init, kind)?;
+        for task in frozen.tasks.iter().skip(1).filter(|t| !t.is_zombie()) {
+            for tid in task.threads.iter().map(|t| t.tid) {
+                if link(tid, kind)? != own {
+                    return Err(Error::refused(tid, Why::OtherNamespace { kind }));
+                }
+            }
+        }
+    }
+    let same_as_ours = link(init, "pid")? == link(std::process::id() as pid_t, "pid")?;
+    if same_as_ours {
+        let why = "has the host's pid namespace: its pids could not be kept".into();
+        let remedy = "give the container a pid namespace of its own";
+        return Err(Error::refused(init, Why::Other { why, remedy }));
+    }
+    Ok(())
+}
+
+/// Threads share memory, files and directories with their leader, and processes with nobody.
+pub fn sharing(frozen: &Frozen) -> Result<()> {
+    const KINDS: [(Shared, &str); 3] =
+        [(Shared::Vm, "memory"), (Shared::Files, "table of files"), (Shared::Fs, "directories")];
+    let same = |a, b, what| pidfd::same(a, b, what).map_err(|e| Error::proc(a, e));
+    let alive: Vec<_> = frozen.tasks.iter().filter(|t| !t.is_zombie()).collect();
+    for (index, task) in alive.iter().enumerate() {
+        for thread in task.threads.iter().skip(1) {
+            for (kind, what) in KINDS.iter().skip(1) {
+                if !same(task.pid, thread.tid, *kind)? {
+                    return Err(Error::refused(task.pid, Why::SharedNotWithLeader { what, tid: thread.tid }));
+                }
+            }
+        }
+        // Sharing goes by clone(2), from parent to child or between siblings.
+        for other in alive[..index].iter().filter(|o| Some(o.pid) == task.parent || o.parent == task.parent) {
+            for (kind, what) in KINDS {
+                if same(task.pid, other.pid, kind)? {
+                    return Err(Error::refused(task.pid, Why::SharedWithProcess { what, other: other.pid }));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Nobody is in the container's cgroup who is not in its tree.
+pub fn strangers(frozen: &Frozen) -> Result<()> {
+    let init = frozen.tasks[0].pid;
+    let known: BTreeSet<pid_t> = frozen.tasks.iter().map(|t| t.pid).collect();
+    for pid in proc::cgroup_members(init).map_err(|e| Error::proc(init, e))? {
+        if !known.contains(&pid) {
+            return Err(Error::refused(pid, Why::OutsideTree));
+        }
+    }
+    Ok(())
+}
+
+/// No System V IPC object would be lost. Those of the host's namespace stay where they are.
+pub fn ipc(init: pid_t) -> Result<()> {
+    let own = |pid| proc::link(pid, "ns/ipc").map_err(|e| Error::proc(pid, e));
+    if own(init)? == own(std::process::id() as pid_t)? {
+        return Ok(());
+    }
+    match namespace::ipc_objects(init).map_err(|e| Error::proc(init, e))?.first() {
+        None => Ok(()),
+        Some(object) => {
+            let why = format!("its IPC namespace holds a System V object ({object}), which cannot be carried yet");
+            Err(Error::refused(init, Why::Other { why, remedy: "remove it with ipcrm, or stop and start the container instead" }))
+        }
+    }
+}
+
+/// Pids inside the container, by host pid.
+pub fn pids(frozen: &Frozen) -> Result<HashMap<pid_t, u32>> {
+    let inside = |pid| proc::status(pid).and_then(|s| s.innermost("NSpid")).map_err(|e| Error::proc(pid, e));
+    frozen.tasks.iter().map(|t| Ok((t.pid, inside(t.pid)?))).collect()
+}

@@ -1,0 +1,136 @@
+//! The final checkpoint: freeze, collect, pages, connections, write, commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::collect::{Collection, collect};
+use super::freeze::Frozen;
+use super::memory::{self, Shmem};
+use super::network::{Bracket, Watch};
+use super::res::mm::{self, Content};
+use super::track::Tracking;
+use super::{DumpReport, DumpRequest, Error, Fate, Result};
+use crate::image::dir::{self, ImageWriter};
+use crate::image::format;
+use crate::image::page_store::LocalPages;
+use crate::image::pages::{PageReader, PageRun, PageSink, PagesOf, Written};
+use crate::image::records::stats::{DumpStatsEntry, StatsEntry};
+
+/// Makes the final checkpoint of a container.
+///
+/// # Errors
+/// Whatever is refused is refused before anything is written, and after an error the container runs on as if nothing
+/// had happened. Nothing is left under the name of the image directory.
+pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
+    let writer = ImageWriter::create(&req.images, req.parent.as_deref())?;
+    let tracking = Tracking::of_parent(&req.subject, writer.parent())?;
+    let watch = Watch::prepare(&req.subject, req.tcp_established)?;
+    let mut sink: Box<dyn PageSink> = match req.pages.take() {
+        Some(elsewhere) => elsewhere,
+        None => Box::new(LocalPages::new(&writer)),
+    };
+
+    let mut frozen = Frozen::freeze(req.subject.init)?;
+    frozen.run_out()?;
+    let mut all = collect(&frozen, &req.subject, req.tcp_established)?;
+    let started = Instant::now();
+    let mut report = DumpReport { freezing: frozen.freezing, ..DumpReport::default() };
+    write_pages(&all, tracking.is_some(), &mut *sink, &mut report, req.progress)?;
+    let memory = started.elapsed();
+    sink.finish()?;
+
+    // Read last: the kernel goes on queueing what peers send, and the lock is short.
+    let bracket: Bracket = watch.enter(&mut all)?;
+    all.tree.files = std::mem::take(&mut all.files.all.files);
+    all.tree.pipe_data = std::mem::take(&mut all.files.all.pipe_data);
+    all.tree.socket_queues = std::mem::take(&mut all.files.all.socket_queues);
+    all.tree.extra.network_lock = bracket.table();
+    all.tree.write(&writer)?;
+    for (name, content) in &req.extra_files {
+        writer.raw_file(name, content)?;
+    }
+    drop(sink);
+    writer.commit()?;
+    match req.fate {
+        Fate::Resume => {
+            bracket.leave()?;
+            report.frozen = frozen.frozen_for();
+            drop(frozen);
+        }
+        Fate::Kill => {
+            report.frozen = frozen.frozen_for();
+            frozen.kill()?;
+            bracket.hold()?;
+        }
+    }
+    write_stats(&req.work, &report, memory)?;
+    Ok(report)
+}
+
+fn write_pages(
+    all: &Collection,
+    tracked: bool,
+    sink: &mut dyn PageSink,
+    report: &mut DumpReport,
+    progress: Option<&dyn Fn(u64, u64)>,
+) -> Result<()> {
+    let mut work: Vec<(PagesOf, Vec<PageRun>, Box<dyn PageReader + '_>)> = Vec::new();
+    let mut shmem: BTreeSet<u64> = BTreeSet::new();
+    let alive = all.tree.processes.iter().filter_map(|p| p.alive.as_ref());
+    for (host, process) in all.hosts.iter().zip(alive) {
+        let of = PagesOf::Task(host.inside);
+        let tracked = tracked && sink.has_parent(of)?;
+        work.push((of, memory::process_runs(host, &process.mm, tracked)?, Box::new(&host.memory)));
+        for v in &process.mm.vmas {
+            let Content::Shmem(id) = mm::content(v) else { continue };
+            if shmem.insert(id) {
+                let object = Shmem::open(host.pid, v.start, v.end).map_err(|e| Error::proc(host.pid, e))?;
+                let runs = object.runs().map_err(|e| Error::proc(host.pid, e))?;
+                work.push((PagesOf::Shmem(id), runs, Box::new(object)));
+            }
+        }
+    }
+    write_all(work, sink, report, progress)
+}
+
+/// Sends all runs and adds up what was done.
+pub(super) fn write_all(
+    work: Vec<(PagesOf, Vec<PageRun>, Box<dyn PageReader + '_>)>,
+    sink: &mut dyn PageSink,
+    report: &mut DumpReport,
+    progress: Option<&dyn Fn(u64, u64)>,
+) -> Result<()> {
+    let pages = |runs: &[PageRun]| runs.iter().map(|r| r.pages).sum::<u64>();
+    report.pages_scanned = work.iter().map(|(_, runs, _)| pages(runs)).sum();
+    let mut done = 0;
+    for (of, runs, reader) in work {
+        let Written { pages: written, in_parent } = sink.write(of, &runs, &*reader)?;
+        report.pages_written += written;
+        report.pages_in_parent += in_parent;
+        done += pages(&runs);
+        if let Some(progress) = progress {
+            progress(done, report.pages_scanned);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn write_stats(work: &Path, report: &DumpReport, memory: Duration) -> Result<()> {
+    let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
+    let entry = DumpStatsEntry {
+        freezing_time: micros(report.freezing),
+        frozen_time: micros(report.frozen),
+        memdump_time: micros(memory),
+        memwrite_time: 0,
+        pages_scanned: report.pages_scanned,
+        pages_skipped_parent: report.pages_in_parent,
+        pages_written: report.pages_written,
+        ..DumpStatsEntry::default()
+    };
+    let stats = StatsEntry { dump: Some(entry), restore: None };
+    Ok(dir::write_stats(work, &format::STATS_DUMP, &stats)?)
+}
+
+/// By inode number of the socket: what a bracket reads.
+pub(super) type Streams = BTreeMap<u32, super::tree::Stream>;

@@ -1,0 +1,232 @@
+//! Stopping a container's tasks, all of them, and letting them go again.
+//!
+//! By ptrace alone and not by the cgroup freezer: the kernel resumes the tracees of a tracer that dies, while a
+//! frozen cgroup would stay frozen (docs/decisions/0002-freeze-by-ptrace.md).
+
+use std::collections::BTreeSet;
+use std::io;
+use std::time::{Duration, Instant};
+
+use libc::{c_int, pid_t};
+
+use super::{Error, Result, Why};
+use crate::sys::mem::Memory;
+use crate::sys::pidfd::PidFd;
+use crate::sys::proc;
+use crate::sys::ptrace::{self, Status};
+use crate::tracee::Thread;
+use crate::tracee::borrow;
+
+/// How long a task may take to stop before it is called stuck.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A process of the container, stopped.
+#[derive(Debug)]
+pub struct Task {
+    /// Host pid.
+    pub pid: pid_t,
+    /// Host pid of the parent; None for the container's init.
+    pub parent: Option<pid_t>,
+    /// The leader first; empty for a zombie.
+    pub threads: Vec<Thread>,
+    /// Stopped by this signal before we came.
+    pub stopped: Option<c_int>,
+}
+
+impl Task {
+    pub fn is_zombie(&self) -> bool {
+        self.threads.is_empty()
+    }
+}
+
+/// All tasks of a container, stopped. They run on when the value is dropped.
+#[derive(Debug)]
+pub struct Frozen {
+    /// Parents before their children.
+    pub tasks: Vec<Task>,
+    /// Every thread that is attached.
+    seized: BTreeSet<pid_t>,
+    since: Instant,
+    /// Time until every task had stopped.
+    pub freezing: Duration,
+}
+
+impl Frozen {
+    /// Stops the tree of processes below `init` (a host pid).
+    pub fn freeze(init: pid_t) -> Result<Frozen> {
+        let since = Instant::now();
+        let mut me = Frozen { tasks: Vec::new(), seized: BTreeSet::new(), since, freezing: Duration::ZERO };
+        // A task may make others until it has stopped: look again until there is nothing new.
+        loop {
+            let before = me.seized.len();
+            for pid in tree(init)? {
+                me.stop_process(pid)?;
+            }
+            if me.seized.len() == before {
+                break;
+            }
+        }
+        me.tasks = me.describe(init)?;
+        me.freezing = since.elapsed();
+        Ok(me)
+    }
+
+    /// How long the tasks have been stopped, the time to stop them included.
+    pub fn frozen_for(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    fn stop_process(&mut self, pid: pid_t) -> Result<()> {
+        let tids = match proc::threads(pid) {
+            Ok(tids) => tids,
+            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) => return Err(Error::proc(pid, e)),
+        };
+        let mut new = Vec::new();
+        for tid in tids {
+            if !self.seized.contains(&tid) && seize(pid, tid)? {
+                self.seized.insert(tid);
+                new.push(tid);
+            }
+        }
+        let mut part = Task { pid, parent: None, threads: Vec::new(), stopped: None };
+        for tid in new {
+            let Some(signal) = wait_stopped(tid, self.since + PATIENCE)? else {
+                self.seized.remove(&tid);
+                continue;
+            };
+            part.threads.push(Thread::read(tid)?);
+            part.stopped = Some(signal).filter(|s| *s != libc::SIGTRAP).or(part.stopped);
+        }
+        self.tasks.push(part);
+        Ok(())
+    }
+
+    /// Merges what the rounds found, and adds parents, order and zombies.
+    fn describe(&mut self, init: pid_t) -> Result<Vec<Task>> {
+        let mut parts = std::mem::take(&mut self.tasks);
+        let mut ordered = Vec::new();
+        for pid in tree(init)? {
+            let stat = proc::stat(pid).map_err(|e| Error::proc(pid, e))?;
+            let mut task = Task { pid, parent: (pid != init).then_some(stat.ppid), threads: Vec::new(), stopped: None };
+            for part in parts.iter_mut().filter(|t| t.pid == pid) {
+                task.threads.append(&mut part.threads);
+                task.stopped = task.stopped.or(part.stopped);
+            }
+            task.threads.sort_by_key(|t| (t.tid != pid, t.tid));
+            if task.threads.first().is_some_and(|t| t.tid != pid) {
+                return Err(Error::refused(pid, Why::LeaderGone));
+            }
+            ordered.push(task);
+        }
+        Ok(ordered)
+    }
+
+    /// Lets threads that an earlier lmrun left in the middle of a remote call come out of it.
+    pub fn run_out(&mut self) -> Result<()> {
+        for task in self.tasks.iter_mut().filter(|t| !t.is_zombie()) {
+            let memory = Memory::open(task.pid).map_err(|e| Error::proc(task.pid, e))?;
+            let maps = proc::maps(task.pid).map_err(|e| Error::proc(task.pid, e))?;
+            for thread in &mut task.threads {
+                *thread = borrow::run_out(thread.clone(), task.pid, &maps, &memory)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The container ends here: kills every task and waits until its init is gone.
+    pub fn kill(mut self) -> Result<()> {
+        let tasks = std::mem::take(&mut self.tasks);
+        self.seized.clear();
+        let fds: Vec<PidFd> = tasks.iter().filter_map(|t| PidFd::open(t.pid).ok()).collect();
+        for fd in &fds {
+            match fd.kill(libc::SIGKILL) {
+                Ok(()) => {}
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(e) => return Err(Error::proc(tasks[0].pid, e)),
+            }
+        }
+        // A tracer is told of the end of its tracees; until it has heard it they stay.
+        for thread in tasks.iter().rev().flat_map(|t| t.threads.iter().rev()) {
+            while let Ok(Some(status)) = ptrace::wait(thread.tid, false) {
+                if matches!(status, Status::Exited(_) | Status::Killed(_)) {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Children first, so that nobody sees a stopped child; errors mean that the task is gone.
+        for tid in self.seized.iter().rev() {
+            let _ = ptrace::detach(*tid, 0);
+        }
+    }
+}
+
+/// The processes of the tree, parents before children.
+fn tree(init: pid_t) -> Result<Vec<pid_t>> {
+    let mut all = vec![init];
+    let mut next = 0;
+    while next < all.len() {
+        match proc::children(all[next]) {
+            Ok(children) => all.extend(children),
+            Err(e) if is_gone(&e) => {}
+            Err(e) => return Err(Error::proc(all[next], e)),
+        }
+        next += 1;
+    }
+    let mut seen = BTreeSet::new();
+    all.retain(|pid| seen.insert(*pid));
+    Ok(all)
+}
+
+/// False: the task has ended, or is a zombie.
+fn seize(pid: pid_t, tid: pid_t) -> Result<bool> {
+    let options = ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP;
+    let done = ptrace::seize(tid, options).and_then(|()| ptrace::interrupt(tid));
+    match done {
+        Ok(()) => Ok(true),
+        Err(e) if is_gone(&e) => Ok(false),
+        Err(e) => {
+            let stat = proc::stat(tid);
+            match stat {
+                Ok(s) if s.state == 'Z' || s.state == 'X' => Ok(false),
+                Err(gone) if is_gone(&gone) => Ok(false),
+                _ => Err(Error::refused(pid, Why::CannotSeize { tid, source: e })),
+            }
+        }
+    }
+}
+
+fn is_gone(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+}
+
+/// The signal of the stop: SIGTRAP, or that of a group stop. None: the task has ended.
+fn wait_stopped(tid: pid_t, deadline: Instant) -> Result<Option<c_int>> {
+    let mut tries = 0u32;
+    loop {
+        let status = match ptrace::wait(tid, true) {
+            Ok(status) => status,
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+            Err(e) => return Err(Error::proc(tid, e)),
+        };
+        match status {
+            Some(Status::Event(ptrace::EVENT_STOP, signal)) => return Ok(Some(signal)),
+            Some(Status::Exited(_) | Status::Killed(_)) => return Ok(None),
+            Some(Status::Signal(signal)) => ptrace::cont(tid, signal).map_err(|e| Error::proc(tid, e))?,
+            Some(_) => ptrace::cont(tid, 0).map_err(|e| Error::proc(tid, e))?,
+            None if Instant::now() > deadline => {
+                let state = proc::stat(tid).map_or('?', |s| s.state);
+                return Err(Error::refused(tid, Why::DoesNotStop { state }));
+            }
+            None if tries < 100 => std::thread::yield_now(),
+            None => std::thread::sleep(Duration::from_micros(50)),
+        }
+        tries += 1;
+    }
+}

@@ -1,0 +1,256 @@
+//! Making the processes: parents, children, sessions, groups, zombies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use libc::{c_int, pid_t};
+
+use super::{Built, Site, built, missing, space};
+use crate::engine::plan::{self, Birth};
+use crate::engine::tree::Process;
+use crate::engine::{Error, Result};
+use crate::sys::proc;
+use crate::sys::ptrace::{self, Status};
+use crate::tracee::puppet::Puppet;
+
+/// Stand-ins for session and group leaders that are gone, by the pid that they hold.
+#[derive(Debug, Default)]
+struct StandIns {
+    /// With the pid of the process that has to reap each.
+    all: BTreeMap<u32, (Built, u32)>,
+}
+
+/// Makes all processes, with their memory, sessions and groups.
+pub fn raise(site: &mut Site, init: Built) -> Result<BTreeMap<u32, Built>> {
+    let processes = site.plan.tree.processes.clone();
+    let mut all = BTreeMap::from([(1, init)]);
+    let mut stand_ins = StandIns::default();
+    let root = &processes[0];
+    settle_space(site, &mut all, root, None, &processes)?;
+    become_leader(&mut all, root)?;
+    children(site, &mut all, &mut stand_ins, root, &processes)?;
+    groups(site, &mut all, &mut stand_ins, &processes)?;
+    stand_ins.dismiss(&mut all)?;
+    for p in processes.iter().filter(|p| plan::is_zombie(p)) {
+        end(&mut all, p)?;
+    }
+    drain(&mut all, processes.len())?;
+    Ok(all)
+}
+
+/// The parts of a new process that come before it has children.
+fn settle_space(
+    site: &mut Site,
+    all: &mut BTreeMap<u32, Built>,
+    p: &Process,
+    maker: Option<u32>,
+    processes: &[Process],
+) -> Result<()> {
+    let Some(alive) = &p.alive else { return Ok(()) };
+    let from = maker.and_then(|m| processes.iter().find(|p| p.entry.pid == m)).and_then(|p| p.alive.as_ref());
+    space::shape(site, built(all, p.entry.pid)?, p.entry.pid, alive, from.map(|a| &a.mm))
+}
+
+fn become_leader(all: &mut BTreeMap<u32, Built>, p: &Process) -> Result<()> {
+    if p.entry.sid != p.entry.pid {
+        return Ok(());
+    }
+    let me = built(all, p.entry.pid)?;
+    let status = proc::status(me.pid).and_then(|s| s.innermost("NSsid")).map_err(|e| Error::proc(me.pid, e))?;
+    if status != p.entry.sid {
+        me.main.call("setsid", libc::SYS_setsid, [])?;
+    }
+    Ok(())
+}
+
+/// Makes the children of `parent`, each followed by its own.
+fn children(
+    site: &mut Site,
+    all: &mut BTreeMap<u32, Built>,
+    stand_ins: &mut StandIns,
+    parent: &Process,
+    processes: &[Process],
+) -> Result<()> {
+    for p in processes.iter().filter(|p| p.entry.ppid == parent.entry.pid) {
+        let birth = site.plan.births[&p.entry.pid];
+        if birth == (Birth::Child { before_setsid: true }) {
+            continue; // made before its parent became a session leader
+        }
+        make(site, all, stand_ins, p, birth, processes)?;
+    }
+    Ok(())
+}
+
+fn make(
+    site: &mut Site,
+    all: &mut BTreeMap<u32, Built>,
+    stand_ins: &mut StandIns,
+    p: &Process,
+    birth: Birth,
+    processes: &[Process],
+) -> Result<()> {
+    let e = &p.entry;
+    let (maker, flags) = match birth {
+        Birth::Child { .. } => (e.ppid, 0),
+        Birth::Sibling { maker } => (maker, libc::CLONE_PARENT),
+        Birth::Orphan { session } => {
+            stand_ins.session(site, all, session, e.ppid)?;
+            (session, libc::CLONE_PARENT)
+        }
+    };
+    let maker_built = match stand_ins.all.get_mut(&maker) {
+        Some((b, _)) => b,
+        None => built(all, maker)?,
+    };
+    let child = fork(maker_built, e.pid, flags, site)?;
+    all.insert(e.pid, child);
+    // A stand-in has the memory of the process that made it.
+    let shaped_by = stand_ins.all.get(&maker).map_or(maker, |(_, parent)| *parent);
+    settle_space(site, all, p, Some(shaped_by), processes)?;
+    let early = |c: &&Process| {
+        c.entry.ppid == e.pid && site.plan.births[&c.entry.pid] == Birth::Child { before_setsid: true }
+    };
+    let early: Vec<&Process> = processes.iter().filter(early).collect();
+    for c in early {
+        make(site, all, stand_ins, c, Birth::Child { before_setsid: true }, processes)?;
+    }
+    become_leader(all, p)?;
+    children(site, all, stand_ins, p, processes)
+}
+
+/// clone3(2) with the pid that the new process is to have.
+fn fork(maker: &mut Built, pid: u32, flags: c_int, site: &Site) -> Result<Built> {
+    let mut b = maker.main.batch();
+    let set_tid = b.bytes(&pid.to_ne_bytes());
+    // CLONE_PARENT takes the exit signal of the maker.
+    let exit_signal = if flags & libc::CLONE_PARENT != 0 { 0 } else { libc::SIGCHLD as u64 };
+    let args = clone_args(flags as u64, exit_signal, set_tid);
+    let at = b.bytes(&args);
+    b.call("clone3", libc::SYS_clone3, [at.into(), args.len().into()]);
+    let made = maker.main.run_forking(&maker.memory, &mut b).map_err(|e| in_use(e, pid))?;
+    let [child] = made[..] else { return Err(missing(pid)) };
+    Built::adopt(child, Puppet::adopt(child, site.plan.stage)?)
+}
+
+fn in_use(e: crate::tracee::Error, pid: u32) -> Error {
+    match &e {
+        crate::tracee::Error::Call { source, .. } if source.raw_os_error() == Some(libc::EEXIST) => {
+            Error::BadRecord { what: format!("pid {pid} is in use in the new container's pid namespace") }
+        }
+        _ => e.into(),
+    }
+}
+
+/// `struct clone_args`, all eleven words of it (include/uapi/linux/sched.h).
+pub fn clone_args(flags: u64, exit_signal: u64, set_tid: u64) -> Vec<u8> {
+    [flags, 0, 0, 0, exit_signal, 0, 0, 0, set_tid, 1, 0].map(u64::to_ne_bytes).concat()
+}
+
+impl StandIns {
+    /// A leader for a session whose own is gone, as a child of `parent`.
+    fn session(&mut self, site: &Site, all: &mut BTreeMap<u32, Built>, session: u32, parent: u32) -> Result<()> {
+        if let Some((_, of)) = self.all.get(&session) {
+            if *of != parent {
+                let what = format!("session {session} has members with several parents, which lmrun cannot rebuild");
+                return Err(Error::BadRecord { what });
+            }
+            return Ok(());
+        }
+        let mut leader = fork(built(all, parent)?, session, 0, site)?;
+        leader.main.call("setsid", libc::SYS_setsid, [])?;
+        self.all.insert(session, (leader, parent));
+        Ok(())
+    }
+
+    /// A leader for a group whose own is gone, made by a member of its session.
+    fn group(&mut self, site: &Site, all: &mut BTreeMap<u32, Built>, group: u32, member: u32) -> Result<()> {
+        if self.all.contains_key(&group) {
+            return Ok(());
+        }
+        let mut leader = fork(built(all, member)?, group, 0, site)?;
+        leader.main.call("setpgid", libc::SYS_setpgid, [0, 0])?;
+        self.all.insert(group, (leader, member));
+        Ok(())
+    }
+
+    fn dismiss(self, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+        for (pid, (stand_in, reaper)) in self.all {
+            exit(stand_in, 0)?;
+            let reaper = built(all, reaper)?;
+            reaper.main.call("wait4", libc::SYS_wait4, [u64::from(pid), 0, libc::__WALL as u64, 0])?;
+        }
+        Ok(())
+    }
+}
+
+/// Process groups, leaders first. Whoever is in none of the container (0) stays where it is.
+fn groups(site: &Site, all: &mut BTreeMap<u32, Built>, stand_ins: &mut StandIns, processes: &[Process]) -> Result<()> {
+    let joins = |p: &&Process| p.entry.pgid != 0 && p.entry.sid != p.entry.pid;
+    for p in processes.iter().filter(joins).filter(|p| p.entry.pgid == p.entry.pid) {
+        built(all, p.entry.pid)?.main.call("setpgid", libc::SYS_setpgid, [0, 0])?;
+    }
+    let leaders: BTreeSet<u32> = processes.iter().map(|p| p.entry.pid).collect();
+    for p in processes.iter().filter(joins).filter(|p| p.entry.pgid != p.entry.pid) {
+        if !leaders.contains(&p.entry.pgid) {
+            stand_ins.group(site, all, p.entry.pgid, p.entry.pid)?;
+        }
+        built(all, p.entry.pid)?.main.call("setpgid", libc::SYS_setpgid, [0, u64::from(p.entry.pgid)])?;
+    }
+    Ok(())
+}
+
+/// Ends a puppet and waits for that; it is a zombie of its parent then.
+fn exit(puppet: Built, code: u8) -> Result<()> {
+    let pid = puppet.pid;
+    let mut main = puppet.main;
+    match main.call("exit_group", libc::SYS_exit_group, [u64::from(code)]) {
+        Err(crate::tracee::Error::Ended { .. }) => Ok(()),
+        Err(e) => Err(e.into()),
+        Ok(_) => Err(Error::proc(pid, std::io::ErrorKind::Other.into())),
+    }
+}
+
+/// Makes a puppet the zombie that was dumped.
+fn end(all: &mut BTreeMap<u32, Built>, p: &Process) -> Result<()> {
+    let status = p.cores[0].tc.as_ref().map_or(0, |tc| tc.exit_code);
+    let mut zombie = all.remove(&p.entry.pid).ok_or_else(|| missing(p.entry.pid))?;
+    let signal = (status & 0x7f) as c_int;
+    if let Some(name) = p.cores[0].tc.as_ref().map(|tc| &tc.comm) {
+        let mut b = zombie.main.batch();
+        let at = b.text(name);
+        b.call("prctl(PR_SET_NAME)", libc::SYS_prctl, [libc::PR_SET_NAME.into(), at.into()]);
+        let none = b.room(16);
+        // No core dump of a puppet.
+        b.call("prlimit64", libc::SYS_prlimit64, [0.into(), libc::RLIMIT_CORE.into(), none.into(), 0.into()]);
+        zombie.main.run(&zombie.memory, &mut b)?;
+    }
+    if signal == 0 {
+        return exit(zombie, (status >> 8) as u8);
+    }
+    let pid = zombie.pid;
+    ptrace::set_sigmask(pid, 0).map_err(|e| Error::proc(pid, e))?;
+    kill(pid, signal)?;
+    ptrace::cont(pid, 0).map_err(|e| Error::proc(pid, e))?;
+    loop {
+        match ptrace::wait(pid, false).map_err(|e| Error::proc(pid, e))? {
+            Some(Status::Killed(_) | Status::Exited(_)) | None => return Ok(()),
+            Some(Status::Signal(s)) => ptrace::cont(pid, s),
+            Some(_) => ptrace::cont(pid, 0),
+        }
+        .map_err(|e| Error::proc(pid, e))?;
+    }
+}
+
+pub fn kill(pid: pid_t, signal: c_int) -> Result<()> {
+    let signal = nix::sys::signal::Signal::try_from(signal).map_err(|e| Error::proc(pid, e.into()))?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).map_err(|e| Error::proc(pid, e.into()))
+}
+
+/// Forgets the SIGCHLDs of stand-ins and zombies.
+fn drain(all: &mut BTreeMap<u32, Built>, times: usize) -> Result<()> {
+    for p in all.values_mut() {
+        let mut b = p.main.batch();
+        crate::engine::res::task::signals::drain(&mut b, times.min(64) + 1);
+        p.main.run(&p.memory, &mut b)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! What can only be seen from inside a namespace (namespaces(7)): read by a thread that enters it for that.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use libc::pid_t;
+use nix::sched::{CloneFlags, setns};
+
+/// Runs `work` in a thread of its own inside `pid`'s namespace `name` (as in `/proc/PID/ns`).
+fn inside<T: Send>(pid: pid_t, name: &str, kind: CloneFlags, work: fn() -> io::Result<T>) -> io::Result<T> {
+    let ns = File::open(format!("/proc/{pid}/ns/{name}"))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            setns(ns.as_fd(), kind)?;
+            work()
+        });
+        thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
+    })
+}
+
+/// Node and domain name of a task's UTS namespace.
+pub fn uts_names(pid: pid_t) -> io::Result<(String, String)> {
+    inside(pid, "uts", CloneFlags::CLONE_NEWUTS, || {
+        let u = nix::sys::utsname::uname()?;
+        let text = |s: &std::ffi::OsStr| s.to_string_lossy().into_owned();
+        Ok((text(u.nodename()), text(u.domainname())))
+    })
+}
+
+/// The System V IPC objects (sysvipc(7)) of a task's IPC namespace, as lines of `/proc/sysvipc`.
+pub fn ipc_objects(pid: pid_t) -> io::Result<Vec<String>> {
+    inside(pid, "ipc", CloneFlags::CLONE_NEWIPC, || {
+        let mut all = Vec::new();
+        for kind in ["shm", "sem", "msg"] {
+            // Bound to the opener's namespace.
+            match std::fs::read_to_string(format!("/proc/sysvipc/{kind}")) {
+                Ok(text) => all.extend(text.lines().skip(1).map(|l| format!("{kind} {}", l.trim()))),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
+    })
+}
