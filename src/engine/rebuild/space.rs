@@ -32,7 +32,8 @@ const WORTH_A_UFFD: u64 = 64;
 pub fn shape(site: &mut Site, built: &mut Built, of: u32, alive: &Alive, from: Option<&MmEntry>) -> Result<()> {
     let kept = kept(&alive.mm, from);
     unmap(site, built, &alive.mm, from, &kept)?;
-    map(site, built, alive, &kept)?;
+    let new_program = from.is_none_or(|f| f.exe_file_id != alive.mm.exe_file_id);
+    map(site, built, alive, &kept, new_program)?;
     check_vdso(built, &alive.mm)?;
     let extents = site.plan.pages.get(&PagesOf::Task(of)).map_or(&[][..], |e| &e[..]);
     let inherited = from.map(|_| &kept[..]).unwrap_or(&[]);
@@ -83,7 +84,7 @@ fn unmap(site: &Site, built: &mut Built, mm: &MmEntry, from: Option<&MmEntry>, k
     built.run_all(&calls)
 }
 
-fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) -> Result<()> {
+fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry], new_program: bool) -> Result<()> {
     let is_kept = |v: &VmaEntry| kept.iter().any(|k| k.start == v.start);
     let mapped: Vec<u32> = alive.mm.vmas.iter().filter(|v| is_file_mapping(v) && !is_kept(v)).map(|v| v.shmid as u32).collect();
     let mut wanted: Vec<u32> = mapped;
@@ -139,7 +140,8 @@ fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) ->
     }
     built.main.run(&built.memory, &mut b)?;
     let mut b = built.main.batch();
-    mm::apply(&alive.mm, file_fd[&u64::from(alive.mm.exe_file_id)], &mut b);
+    let exe = file_fd[&u64::from(alive.mm.exe_file_id)];
+    mm::apply(&alive.mm, new_program.then_some(exe), &mut b);
     built.main.run(&built.memory, &mut b)?;
     built.forget_parked(site.parking)
 }

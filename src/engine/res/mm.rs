@@ -208,7 +208,8 @@ pub fn answer(asked: Asked, pid: pid_t, vmas: &[Vma], batch: &Batch, files: &mut
 }
 
 /// `struct prctl_mm_map` (include/uapi/linux/prctl.h): eleven addresses, the brk among them, the auxiliary vector, the program.
-pub fn apply(e: &MmEntry, exe: Remote, b: &mut Batch) {
+/// `exe` None leaves the program as it is: the kernel refuses to change it while it is mapped, even to itself.
+pub fn apply(e: &MmEntry, exe: Option<Remote>, b: &mut Batch) {
     const PR_SET_MM: i32 = 35;
     const PR_SET_MM_MAP: i32 = 14;
     let auxv: Vec<u8> = e.mm_saved_auxv.iter().flat_map(|w| w.to_ne_bytes()).collect();
@@ -229,7 +230,7 @@ pub fn apply(e: &MmEntry, exe: Remote, b: &mut Batch) {
     ];
     let mut map: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
     map.extend_from_slice(&(auxv.len() as u32).to_ne_bytes());
-    map.extend_from_slice(&(exe.fd as u32).to_ne_bytes());
+    map.extend_from_slice(&exe.map_or(u32::MAX, |r| r.fd as u32).to_ne_bytes());
     let map_at = b.bytes(&map);
     let args = [PR_SET_MM.into(), PR_SET_MM_MAP.into(), map_at.into(), map.len().into(), 0.into()];
     b.call("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, args);
