@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::page_server::Endpoint;
+use super::progress::Bar;
 use super::report::Failure;
 use crate::runtime::{self, CheckpointOptions, Status, Store};
 
@@ -75,7 +76,10 @@ impl Args {
             pre_dump: self.pre_dump,
             pages,
         };
-        runtime::checkpoint(store, &self.id, options, None).map_err(|e| {
+        let bar = Bar::on_terminal();
+        let draw = bar.as_ref().map(|bar| |done, all| bar.show(done, all));
+        let progress = draw.as_ref().map(|draw| draw as &dyn Fn(u64, u64));
+        let report = runtime::checkpoint(store, &self.id, options, progress).map_err(|e| {
             let failure = Failure::new(what(), e);
             match store.load(&self.id) {
                 Ok(state) => failure.container(match runtime::status(&state) {
@@ -85,6 +89,17 @@ impl Args {
                 Err(_) => failure,
             }
         })?;
+        drop(bar);
+        tracing::info!(
+            id = self.id,
+            pages_written = report.pages_written,
+            pages_in_parent = report.pages_in_parent,
+            pages_scanned = report.pages_scanned,
+            freezing = ?report.freezing,
+            frozen = ?report.frozen,
+            "{}",
+            if self.pre_dump { "pre-dumped" } else { "checkpointed" },
+        );
         Ok(0)
     }
 }

@@ -22,6 +22,7 @@ mod list;
 mod log;
 mod page_server;
 mod pause;
+mod progress;
 mod report;
 mod restore;
 mod resume;

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use libcgroups::common::CgroupConfig;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use oci_spec::runtime::LinuxDeviceCgroup;
 
-use super::{Error, Result};
+use super::{Error, Result, devices};
+use crate::sys::bpf;
 use crate::sys::pidfd::PidFd;
 
 /// How long a killed or frozen cgroup may take to come to rest.
@@ -106,6 +108,22 @@ impl Cgroup {
         let procs = dir.join("cgroup.procs");
         fs::write(&procs, "0").map_err(|e| Error::io(&procs, e))?;
         Ok(Some(Visit { home }))
+    }
+
+    /// Restricts the use of devices where there is no version 1 controller for it (with which libcgroups
+    /// does it). The cgroup exists: the caller has [entered](Self::enter) it.
+    pub fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+        let hierarchies = hierarchies()?;
+        if hierarchies.iter().any(|h| h.mount.ends_with("devices")) {
+            return Ok(());
+        }
+        let Some(unified) = hierarchies.iter().find(|h| h.unified) else {
+            return Ok(());
+        };
+        let path = below(&unified.mount, &self.path);
+        let dir = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        bpf::attach_device_program(&dir, &devices::program(rules))
+            .map_err(|errno| Error::Devices { path, errno })
     }
 
     /// The pids in this cgroup and below it, each once.

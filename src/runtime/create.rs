@@ -151,6 +151,13 @@ impl HalfMade {
                 .and_then(|process| process.oom_score_adj()),
         )?;
         let visit = cgroup.enter()?;
+        let resources = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().as_ref());
+        if let Some(rules) = resources.and_then(|resources| resources.devices().as_deref()) {
+            cgroup.restrict_devices(rules)?;
+        }
         let args = ContainerArgs {
             container_type: ContainerType::InitContainer,
             syscall: SyscallType::default(),

@@ -12,6 +12,7 @@ mod checkpoint;
 mod console;
 mod create;
 mod delete;
+mod devices;
 mod hooks;
 mod passwd;
 mod process;
@@ -60,6 +61,12 @@ pub enum Error {
     #[error("{what}")]
     Foreground {
         what: &'static str,
+        #[source]
+        errno: nix::Error,
+    },
+    #[error("restrict the devices of cgroup {}", path.display())]
+    Devices {
+        path: PathBuf,
         #[source]
         errno: nix::Error,
     },
