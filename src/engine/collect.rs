@@ -1,7 +1,7 @@
 //! Reading a stopped container: the kernel's state in, plain values out. Touches no disk.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use libc::{c_int, pid_t};
@@ -22,7 +22,7 @@ use crate::image::records::ns::{TimensEntry, Timespec, UtsnsEntry};
 use crate::image::records::task::{FsEntry, RlimitEntry, SeccompEntry, SignalQueueEntry, TaskTimersEntry};
 use crate::sys::mem::Memory;
 use crate::sys::pidfd::{self, PidFd};
-use crate::sys::proc::{self, Vma};
+use crate::sys::proc;
 use crate::sys::{clock, file, namespace};
 use crate::tracee::Thread;
 use crate::tracee::batch::Batch;
@@ -59,6 +59,7 @@ impl Files {
             files: Vec::new(),
             pipe_data: Vec::new(),
             socket_queues: Vec::new(),
+            socket_extras: Vec::new(),
             pipes: BTreeMap::new(),
         };
         Ok(Files { all, seen: HashMap::new(), paths: HashMap::new(), sockets: BTreeMap::new() })
@@ -131,7 +132,6 @@ pub struct Host {
     /// Pid inside the container.
     pub inside: u32,
     pub memory: Memory,
-    pub vmas: Vec<Vma>,
 }
 
 /// A collected container: what is written, and how to reach the memory that goes with it.
@@ -166,6 +166,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
     pipe::finish(&mut files.all)?;
     let root_ids = processes.first().and_then(|p| p.alive.as_ref()).map(|a| a.ids.clone());
     let tasks = processes.iter().filter_map(|p| p.alive.as_ref()).map(|a| a.extra.clone()).collect();
+    let sockets = std::mem::take(&mut files.all.socket_extras);
     let tree = Tree {
         inventory: InventoryEntry {
             img_version: IMG_VERSION,
@@ -176,7 +177,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
             dump_uptime: Some((clock::boottime() / 1000) as u64),
             ..InventoryEntry::default()
         },
-        extra: LmrunEntry { version: LMRUN_VERSION, host: host_facts(), tasks, ..LmrunEntry::default() },
+        extra: LmrunEntry { version: LMRUN_VERSION, host: host_facts(), tasks, sockets, ..LmrunEntry::default() },
         processes,
         files: Vec::new(),
         pipe_data: Vec::new(),
@@ -359,7 +360,7 @@ fn process(
         fds,
         extra,
     };
-    let host = Host { pid, inside: entry.pid, memory, vmas };
+    let host = Host { pid, inside: entry.pid, memory };
     Ok((Process { entry, cores, alive: Some(alive) }, host))
 }
 
@@ -457,9 +458,4 @@ fn clocks(init: pid_t) -> Result<TimensEntry> {
 fn uts(init: pid_t) -> Result<UtsnsEntry> {
     let (nodename, domainname) = namespace::uts_names(init).map_err(|e| Error::proc(init, e))?;
     Ok(UtsnsEntry { nodename, domainname })
-}
-
-/// The descriptor of a socket that is read late.
-pub fn borrowed(sockets: &BTreeMap<u32, OwnedFd>, id: u32) -> Option<BorrowedFd<'_>> {
-    sockets.get(&id).map(AsFd::as_fd)
 }

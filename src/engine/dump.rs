@@ -1,6 +1,6 @@
 //! The final checkpoint: freeze, collect, pages, connections, write, commit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -131,6 +131,3 @@ pub(super) fn write_stats(work: &Path, report: &DumpReport, memory: Duration) ->
     let stats = StatsEntry { dump: Some(entry), restore: None };
     Ok(dir::write_stats(work, &format::STATS_DUMP, &stats)?)
 }
-
-/// By inode number of the socket: what a bracket reads.
-pub(super) type Streams = BTreeMap<u32, super::tree::Stream>;

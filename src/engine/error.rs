@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use libc::{c_int, pid_t};
 
+use super::res::fd::tcp;
+use super::{guard, netlock};
 use crate::{image, tracee};
 
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,12 @@ pub enum Error {
     Tracee(#[from] tracee::Error),
     #[error(transparent)]
     Image(#[from] image::Error),
+    #[error("socket {id:#x}")]
+    Socket { id: u32, source: tcp::Error },
+    #[error(transparent)]
+    Guard(#[from] guard::Error),
+    #[error(transparent)]
+    NetLock(#[from] netlock::Error),
     #[error("task {pid}: fdinfo of descriptor {fd} has an unexpected line {line:?}")]
     BadFdInfo { pid: pid_t, fd: c_int, line: String },
     #[error("the checkpoint cannot be restored: {what}")]

@@ -9,7 +9,6 @@ use crate::engine::collect::Remote;
 use crate::engine::res::fd;
 use crate::engine::tree::Alive;
 use crate::engine::{Error, Result};
-use crate::image::records::files::FdTypes;
 use crate::sys::fdpass;
 use crate::tracee::batch::Arg;
 
@@ -82,10 +81,7 @@ impl Site {
         }
         let entry = self.plan.tree.files.iter().find(|f| f.id == id);
         let entry = entry.ok_or_else(|| Error::BadRecord { what: format!("there is no record of file {id:#x}") })?;
-        let fd = match entry.r#type {
-            t if t == FdTypes::Inetsk as i32 => self.revival.create(entry)?,
-            _ => fd::create(entry, &mut self.shop)?,
-        };
+        let fd = fd::create(entry, &mut self.shop)?;
         self.files.insert(id, fd);
         Ok(())
     }

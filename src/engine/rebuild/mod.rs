@@ -70,7 +70,6 @@ pub(super) struct Site {
     pub objects: HashMap<u64, OwnedFd>,
     /// Files that have had their first holder do its part.
     pub linked: HashSet<u32>,
-    pub revival: Revival,
     pub report: RestoreReport,
 }
 
@@ -90,9 +89,9 @@ impl Plan {
             external: std::mem::take(&mut self.external),
             pipe_data: std::mem::take(&mut self.tree.pipe_data),
             elapsed: (clock::realtime() as u64).saturating_sub(then),
+            network: Revival::prepare(first.pid, &mut self.tree)?,
             pipes: HashMap::new(),
         };
-        let revival = Revival::prepare(first.pid, &mut self.tree)?;
         let main = Puppet::seize(first.pid, self.stage)?;
         let mut init = Built::adopt(first.pid, main)?;
         init.settle(parking)?;
@@ -104,7 +103,6 @@ impl Plan {
             files: HashMap::new(),
             objects: HashMap::new(),
             linked: HashSet::new(),
-            revival,
             report: RestoreReport::default(),
         };
         let mut all = family::raise(&mut site, init)?;
@@ -146,7 +144,7 @@ impl Site {
             let built = all.remove(&p.entry.pid).ok_or_else(|| missing(p.entry.pid))?;
             going.extend(threads::finish(built, p, self.plan.stage)?);
         }
-        self.revival.go_live()?;
+        self.shop.network.go_live()?;
         for tid in going {
             ptrace::detach(tid, 0).map_err(|e| Error::proc(tid, e))?;
         }

@@ -2,6 +2,7 @@
 
 pub mod epoll;
 pub mod eventfd;
+pub mod inet;
 pub mod pipe;
 pub mod regular;
 pub mod sockopts;
@@ -14,8 +15,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use libc::{c_int, pid_t};
 
+use crate::engine::network::Revival;
 use crate::engine::{Error, Result, Why};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry, PipeDataEntry};
+use crate::image::records::lmrun::LmrunSocket;
 use crate::image::records::sockets::SkPacketEntry;
 use crate::sys::file::{self, FileStat};
 use crate::sys::pidfd::PidFd;
@@ -90,6 +93,7 @@ pub struct Collected {
     pub files: Vec<FileEntry>,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub socket_queues: Vec<(SkPacketEntry, Vec<u8>)>,
+    pub socket_extras: Vec<LmrunSocket>,
     pub(crate) pipes: BTreeMap<u32, pipe::Seen>,
 }
 
@@ -101,6 +105,7 @@ pub struct Workshop {
     /// Files from outside, by the link that they had.
     pub external: HashMap<Vec<u8>, OwnedFd>,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
+    pub network: Revival,
     /// Nanoseconds of real time since the checkpoint.
     pub elapsed: u64,
     pub(crate) pipes: HashMap<u32, pipe::Ends>,
@@ -185,6 +190,7 @@ fd_kinds! {
     eventfd::EventFd,
     epoll::Epoll,
     timerfd::TimerFd,
+    inet::TcpSocket,
 }
 
 impl Workshop {

@@ -1,0 +1,61 @@
+//! TCP sockets as a kind of file; [`super::tcp`] knows how to read and make one.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use libc::c_int;
+
+use super::tcp::{self, Kind};
+use super::{Collected, FdFacts, FdKind, Workshop, part};
+use crate::engine::{Error, Result};
+use crate::image::records::files::{FdTypes, FileEntry, FownEntry};
+use crate::sys::file;
+use crate::tracee::batch::Batch;
+
+pub struct TcpSocket;
+
+impl FdKind for TcpSocket {
+    const NAME: &'static str = "TCP socket";
+    const TYPE: FdTypes = FdTypes::Inetsk;
+
+    fn claims(f: &FdFacts) -> bool {
+        let is_tcp = |(family, kind, protocol)| {
+            matches!(family, libc::AF_INET | libc::AF_INET6) && kind == libc::SOCK_STREAM && protocol == libc::IPPROTO_TCP
+        };
+        f.link.starts_with(b"socket:[") && file::socket_kind(&f.dup).is_some_and(is_tcp)
+    }
+
+    /// The queues of a connection are read late, see `engine::network`.
+    fn dump(f: &FdFacts, id: u32, all: &mut Collected) -> Result<FileEntry> {
+        let mut facts = match tcp::facts(f.dup.as_fd()) {
+            Ok(facts) => facts,
+            Err(tcp::Error::Unsupported { what }) => {
+                return f.refuse(format!("TCP sockets {what} cannot be carried"), "close it before the checkpoint");
+            }
+            Err(e) => return Err(Error::Socket { id, source: e }),
+        };
+        if facts.kind == Kind::Connected && !all.keep_established {
+            return f.refuse("is an established TCP connection", "use --tcp-established to keep it");
+        }
+        if facts.pending > 0 {
+            let why = format!("{} connections wait to be accepted", facts.pending);
+            return f.refuse(why, "try again once the program has accepted them");
+        }
+        (facts.entry.id, facts.entry.flags, facts.entry.fown) = (id, f.flags(), f.owner()?);
+        facts.more.id = id;
+        all.socket_extras.push(facts.more);
+        Ok(FileEntry { r#type: Self::TYPE as i32, id, isk: Some(facts.entry), ..FileEntry::default() })
+    }
+
+    fn create(e: &FileEntry, shop: &mut Workshop) -> Result<OwnedFd> {
+        let r = part(e, Self::NAME, e.isk.as_ref())?;
+        let fd = shop.network.create(r)?;
+        file::set_flags(&fd, r.flags).map_err(Error::system(format_args!("set the flags of socket {:#x}", e.id)))?;
+        Ok(fd)
+    }
+
+    fn link(_: &FileEntry, _: c_int, _: &mut Batch) {}
+
+    fn owner(e: &FileEntry) -> Option<&FownEntry> {
+        e.isk.as_ref().map(|r| &r.fown)
+    }
+}
