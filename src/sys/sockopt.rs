@@ -12,6 +12,10 @@ const SIOCINQ: c_ulong = 0x541b;
 const SIOCOUTQ: c_ulong = 0x5411;
 /// include/uapi/linux/sockios.h: bytes not yet sent for the first time.
 const SIOCOUTQNSD: c_ulong = 0x894b;
+/// include/uapi/linux/sockios.h.
+const SIOCGIFNAME: c_ulong = 0x8910;
+/// include/uapi/linux/sockios.h.
+const SIOCGIFINDEX: c_ulong = 0x8933;
 
 /// Reads an option into `buf`; returns the length of what the kernel wrote, getsockopt(2).
 pub fn get_bytes(
@@ -138,5 +142,40 @@ pub fn read_shut_down(fd: BorrowedFd<'_>) -> io::Result<bool> {
         Err(io::Error::last_os_error())
     } else {
         Ok(polled.revents & libc::POLLRDHUP != 0)
+    }
+}
+
+/// The name of interface `index` in the socket's network namespace: netdevice(7).
+pub fn interface_name(fd: BorrowedFd<'_>, index: u32) -> io::Result<String> {
+    // SAFETY: an ifreq is plain data, and zeroes are a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_ifindex = index as c_int;
+    interface_ioctl(fd, SIOCGIFNAME, &mut request)?;
+    let name = request.ifr_name.iter().map(|c| *c as u8);
+    Ok(String::from_utf8_lossy(&name.take_while(|c| *c != 0).collect::<Vec<u8>>()).into_owned())
+}
+
+/// The index of interface `name` in the socket's network namespace: netdevice(7).
+pub fn interface_index(fd: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
+    // SAFETY: as above.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    interface_ioctl(fd, SIOCGIFINDEX, &mut request)?;
+    // SAFETY: the kernel has filled in this member of the union.
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex } as u32)
+}
+
+fn interface_ioctl(fd: BorrowedFd<'_>, request: c_ulong, arg: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: the two requests above read and write one ifreq.
+    let ret = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, arg) };
+    if ret < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }

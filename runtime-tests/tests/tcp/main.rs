@@ -3,8 +3,12 @@
 mod net;
 mod stream;
 
+mod closing;
+mod guard;
+mod latency;
 mod lock;
 mod moves;
+mod options;
 
 /// Whether the test can run; says why not.
 pub fn able() -> bool {

@@ -1,8 +1,10 @@
 //! Network namespaces of the test's own, which go when the last descriptor of them does.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use lmrun::sys::netns;
 use nix::sched::{CloneFlags, unshare};
@@ -63,6 +65,8 @@ pub struct Triangle {
     pub a: Namespace,
     pub b: Namespace,
     pub c: Namespace,
+    /// ip(8) in `b`, waiting for commands.
+    switch: Mutex<Child>,
 }
 
 /// The container's IPv4 address; its peer's ends in 2.
@@ -71,10 +75,19 @@ pub const PEER: [&str; 2] = ["10.88.0.2", "fd88::2"];
 
 impl Triangle {
     pub fn new() -> Self {
+        let b = Namespace::new();
+        let switch = b.run(|| {
+            let mut ip = Command::new("ip");
+            ip.args(["-batch", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped());
+            Mutex::new(ip.spawn().expect("ip"))
+        });
         let net = Self {
             a: Namespace::new(),
-            b: Namespace::new(),
+            b,
             c: Namespace::new(),
+            switch,
         };
         for (host, link, [local, mac]) in [
             (&net.a, "to-a", ["fe80::a", "02:00:00:00:00:0a"]),
@@ -97,20 +110,37 @@ impl Triangle {
             ));
         }
         net.b.ip(&format!("addr add {}/32 dev lo", PEER[0]));
-        net.b.ip(&format!("addr add {}/128 dev lo", PEER[1]));
+        net.b.ip(&format!("addr add {}/128 dev lo nodad", PEER[1]));
         net.route("to-a");
         net
     }
 
-    /// Sends the peer's packets to one of the two hosts: `to-a` or `to-c`.
+    /// Sends the peer's packets to one of the two hosts: `to-a` or `to-c`. Takes less than a millisecond.
     pub fn route(&self, link: &str) {
-        self.b.ip(&format!(
-            "route replace {}/32 dev {link} src {}",
-            HERE[0], PEER[0]
-        ));
-        self.b.ip(&format!(
-            "-6 route replace {}/128 dev {link} src {}",
-            HERE[1], PEER[1]
-        ));
+        let mut ip = self.switch.lock().expect("switch");
+        let commands = ip.stdin.as_mut().expect("stdin");
+        for (here, peer) in [(HERE[0], PEER[0]), (HERE[1], PEER[1])] {
+            writeln!(commands, "route replace {here} dev {link} src {peer}").expect("ip");
+        }
+        // Its answer says that all is done.
+        writeln!(commands, "route get {}", HERE[0]).expect("ip");
+        let mut answer = [0; 4096];
+        let len = ip
+            .stdout
+            .as_mut()
+            .expect("stdout")
+            .read(&mut answer)
+            .expect("ip");
+        let answer = String::from_utf8_lossy(&answer[..len]);
+        assert!(answer.contains(link), "ip route get: {answer}");
+    }
+}
+
+impl Drop for Triangle {
+    fn drop(&mut self) {
+        if let Ok(ip) = self.switch.get_mut() {
+            drop(ip.stdin.take());
+            let _ = ip.wait();
+        }
     }
 }

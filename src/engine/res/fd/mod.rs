@@ -1,5 +1,6 @@
 //! Kinds of open files. Each has a file here with every verb in it; the table at the end makes them known.
 
+pub mod address;
 pub mod epoll;
 pub mod eventfd;
 pub mod inet;

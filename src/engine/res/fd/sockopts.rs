@@ -1,12 +1,12 @@
-//! The options of sockets of every family: `SkOptsEntry`, and the list of those that CRIU has no place for.
+//! The options of sockets: those of every family, of IP, of TCP, and those that CRIU has no place for.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 
-use crate::image::records::lmrun::LmrunSockOpt;
-use crate::image::records::sockets::SkOptsEntry;
+use crate::image::records::lmrun::{LmrunSockOpt, LmrunSocket};
+use crate::image::records::sockets::{IpOptsEntry, SkOptsEntry, TcpOptsEntry};
 use crate::sys::sockopt;
 
 /// include/uapi/asm-generic/socket.h, since 5.14: which buffer sizes the process has set itself.
@@ -228,6 +228,71 @@ pub fn restore(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
     Ok(())
 }
 
+/// Reads the options of the IP layer.
+pub fn dump_ip(fd: BorrowedFd<'_>) -> Result<IpOptsEntry> {
+    let int = |name| get(fd, IPPROTO_IP, name);
+    Ok(IpOptsEntry {
+        freebind: Some(int(libc::IP_FREEBIND)? != 0),
+        raw: None,
+        pktinfo: Some(int(libc::IP_PKTINFO)? != 0),
+        tos: Some(int(libc::IP_TOS)?),
+        ttl: Some(int(libc::IP_TTL)?),
+    })
+}
+
+/// Sets what [`dump_ip`] has read, except what must be set before bind(2). Changes SO_PRIORITY.
+pub fn restore_ip(fd: BorrowedFd<'_>, opts: &IpOptsEntry) -> Result<()> {
+    set_all(
+        fd,
+        IPPROTO_IP,
+        [
+            (libc::IP_TOS, opts.tos),
+            (libc::IP_TTL, opts.ttl),
+            (libc::IP_PKTINFO, opts.pktinfo.map(u32::from)),
+        ],
+    )
+}
+
+/// Reads the options of TCP.
+pub fn dump_tcp(fd: BorrowedFd<'_>) -> Result<TcpOptsEntry> {
+    let int = |name| get(fd, IPPROTO_TCP, name);
+    Ok(TcpOptsEntry {
+        cork: Some(int(libc::TCP_CORK)? != 0),
+        nodelay: Some(int(libc::TCP_NODELAY)? != 0),
+        keepcnt: Some(int(libc::TCP_KEEPCNT)?),
+        keepidle: Some(int(libc::TCP_KEEPIDLE)?),
+        keepintvl: Some(int(libc::TCP_KEEPINTVL)?),
+    })
+}
+
+/// Sets what [`dump_tcp`] has read.
+pub fn restore_tcp(fd: BorrowedFd<'_>, opts: &TcpOptsEntry) -> Result<()> {
+    set_all(
+        fd,
+        IPPROTO_TCP,
+        [
+            (libc::TCP_NODELAY, opts.nodelay.map(u32::from)),
+            (libc::TCP_CORK, opts.cork.map(u32::from)),
+            (libc::TCP_KEEPCNT, opts.keepcnt),
+            (libc::TCP_KEEPIDLE, opts.keepidle),
+            (libc::TCP_KEEPINTVL, opts.keepintvl),
+        ],
+    )
+}
+
+fn set_all<const N: usize>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    options: [(c_int, Option<u32>); N],
+) -> Result<()> {
+    for (name, value) in options {
+        if let Some(value) = value {
+            set(fd, level, name, value)?;
+        }
+    }
+    Ok(())
+}
+
 /// Options of internet stream sockets that are one int, readable and settable at any time, and not in CRIU's
 /// records. In the order in which they are set. include/uapi/{asm-generic/socket,linux/in,linux/in6,linux/tcp}.h.
 const MORE: [(c_int, c_int); 26] = [
@@ -259,29 +324,61 @@ const MORE: [(c_int, c_int); 26] = [
     (IPPROTO_TCP, libc::TCP_SAVE_SYN),
 ];
 
-/// Reads the options that `SkOptsEntry` lacks, those that this kernel and this sort of socket have.
-pub fn dump_more(fd: BorrowedFd<'_>) -> Result<Vec<LmrunSockOpt>> {
+/// Those of [`MORE`] that bind(2) looks at: addresses that are not the host's, ports that come later.
+const BEFORE_BIND: [(c_int, c_int); 3] = [
+    (IPPROTO_IP, libc::IP_TRANSPARENT),
+    (IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
+    (IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+];
+
+/// Reads what CRIU's records lack of a TCP socket, as far as this kernel and this family have it; `id` is
+/// left to the caller.
+pub fn dump_more(fd: BorrowedFd<'_>, uid: u32) -> Result<LmrunSocket> {
     let v6 = get(fd, SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_INET6 as u32;
-    let mut found = Vec::new();
+    let mut options = Vec::new();
     for (level, name) in MORE {
         if level == IPPROTO_IPV6 && !v6 {
             continue;
         }
         if let Some(value) = get_known(fd, level, name)? {
-            found.push(LmrunSockOpt {
-                level: level as u32,
-                name: name as u32,
-                value,
-            });
+            let (level, name) = (level as u32, name as u32);
+            options.push(LmrunSockOpt { level, name, value });
         }
     }
-    Ok(found)
+    let congestion = Some(congestion(fd)?);
+    Ok(LmrunSocket {
+        id: 0,
+        uid,
+        congestion,
+        options,
+    })
 }
 
-/// Sets what [`dump_more`] has read. Options that it does not know are not touched: images are not trusted.
-pub fn restore_more(fd: BorrowedFd<'_>, options: &[LmrunSockOpt]) -> Result<()> {
-    for (level, name) in MORE {
-        let dumped = options
+/// Sets what [`dump_more`] has read. Options that it does not know are not touched: images are not
+/// trusted.
+pub fn restore_more(fd: BorrowedFd<'_>, more: &LmrunSocket) -> Result<()> {
+    if let Some(wanted) = &more.congestion
+        && congestion(fd)? != *wanted
+    {
+        let (level, name) = (IPPROTO_TCP, libc::TCP_CONGESTION);
+        sockopt::set_bytes(fd, level, name, wanted.as_bytes()).map_err(|source| Error {
+            level,
+            name,
+            source,
+        })?;
+    }
+    restore_some(fd, more, &MORE)
+}
+
+/// The part of [`restore_more`] that must come before bind(2).
+pub fn restore_more_before_bind(fd: BorrowedFd<'_>, more: &LmrunSocket) -> Result<()> {
+    restore_some(fd, more, &BEFORE_BIND)
+}
+
+fn restore_some(fd: BorrowedFd<'_>, more: &LmrunSocket, known: &[(c_int, c_int)]) -> Result<()> {
+    for &(level, name) in known {
+        let dumped = more
+            .options
             .iter()
             .find(|o| (o.level, o.name) == (level as u32, name as u32));
         if let Some(option) = dumped {
@@ -291,14 +388,11 @@ pub fn restore_more(fd: BorrowedFd<'_>, options: &[LmrunSockOpt]) -> Result<()> 
     Ok(())
 }
 
-/// Sets what allows a socket to have an address that is not the host's, of what [`dump_more`] has read.
-pub fn restore_transparency(fd: BorrowedFd<'_>, options: &[LmrunSockOpt]) -> Result<()> {
-    let transparent = |o: &&LmrunSockOpt| {
-        let name = (o.level as c_int, o.name as c_int);
-        name == (IPPROTO_IP, libc::IP_TRANSPARENT) || name == (IPPROTO_IPV6, libc::IPV6_TRANSPARENT)
-    };
-    options
-        .iter()
-        .filter(transparent)
-        .try_for_each(|o| set(fd, o.level as c_int, o.name as c_int, o.value))
+fn congestion(fd: BorrowedFd<'_>) -> Result<String> {
+    let (level, name) = (IPPROTO_TCP, libc::TCP_CONGESTION);
+    sockopt::get_name(fd, level, name).map_err(|source| Error {
+        level,
+        name,
+        source,
+    })
 }

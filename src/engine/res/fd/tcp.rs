@@ -6,26 +6,22 @@
 //! is silent, [`Silent::go_live`] lets it speak.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrIn6,
-    SockaddrLike, SockaddrStorage, bind, connect, getpeername, getsockname, listen, recv, send,
-    shutdown, socket,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, listen, recv, send, shutdown,
+    socket,
 };
 use nix::unistd::{Uid, fchown};
 
-use super::sockopts;
+use super::{address, sockopts};
 use crate::engine::netlock::Connection;
 use crate::image::records::files::FownEntry;
 use crate::image::records::lmrun::LmrunSocket;
-use crate::image::records::sockets::{
-    InetSkEntry, IpOptsEntry, SkOptsEntry, SkShutdown, TcpOptsEntry, TcpStreamEntry,
-};
+use crate::image::records::sockets::{InetSkEntry, SkOptsEntry, SkShutdown, TcpStreamEntry};
 use crate::sys::segment::{RawTcp, Segment};
 use crate::sys::sockopt;
 use crate::sys::tcp::{self, Queue, RepairOption, RepairWindow, state};
@@ -157,69 +153,43 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts> {
         fown: FownEntry::default(),
         opts,
         v6only: None,
-        ip_opts: Some(ip_opts(fd)?),
+        ip_opts: Some(sockopts::dump_ip(fd)?),
         ifname: None,
         ns_id: None,
         shutdown: None,
-        tcp_opts: Some(tcp_opts(fd)?),
+        tcp_opts: Some(sockopts::dump_tcp(fd)?),
     };
     let kind = Kind::of(&entry)?;
-    let local = address("getsockname", getsockname(fd.as_raw_fd()))?;
-    (entry.src_addr, entry.src_port) = (words(local), local.port().into());
+    let local = call("getsockname")(address::sock_name(fd))?;
+    (entry.src_addr, entry.src_port) = (address::words(local), local.port().into());
     let remote = match kind {
-        Kind::Connected => address("getpeername", getpeername(fd.as_raw_fd()))?,
-        Kind::Listening | Kind::Unconnected => unspecified(local),
+        Kind::Connected => call("getpeername")(address::peer_name(fd))?,
+        Kind::Listening | Kind::Unconnected => address::unspecified(local),
     };
-    (entry.dst_addr, entry.dst_port) = (words(remote), remote.port().into());
+    (entry.dst_addr, entry.dst_port) = (address::words(remote), remote.port().into());
+    if address::scope(local) != 0 {
+        let name = sockopt::interface_name(fd, address::scope(local));
+        entry.ifname = Some(call("SIOCGIFNAME")(name)?);
+    }
     if family == libc::AF_INET6 {
         let only = call("IPV6_V6ONLY")(sockopt::get_int(fd, IPPROTO_IPV6, libc::IPV6_V6ONLY))?;
         entry.v6only = Some(only != 0);
     }
-    if kind == Kind::Listening {
-        entry.backlog = info.sacked;
+    match kind {
+        Kind::Listening => entry.backlog = info.sacked,
+        Kind::Unconnected => refuse_left_over(call("SIOCINQ")(sockopt::inq(fd))?)?,
+        Kind::Connected => {}
     }
     entry.shutdown = shut_down(fd, &entry)?.map(|s| s as i32);
-    let more = LmrunSocket {
-        id: 0,
-        uid: stat.st_uid,
-        congestion: Some(call("TCP_CONGESTION")(sockopt::get_name(
-            fd,
-            IPPROTO_TCP,
-            libc::TCP_CONGESTION,
-        ))?),
-        options: sockopts::dump_more(fd)?,
-    };
     Ok(Facts {
         kind,
         entry,
-        more,
+        more: sockopts::dump_more(fd, stat.st_uid)?,
         pending: if kind == Kind::Listening {
             info.unacked
         } else {
             0
         },
-    })
-}
-
-fn ip_opts(fd: BorrowedFd<'_>) -> Result<IpOptsEntry> {
-    let int = |name| call("getsockopt of IP")(sockopt::get_int(fd, IPPROTO_IP, name));
-    Ok(IpOptsEntry {
-        freebind: Some(int(libc::IP_FREEBIND)? != 0),
-        raw: None,
-        pktinfo: Some(int(libc::IP_PKTINFO)? != 0),
-        tos: Some(int(libc::IP_TOS)? as u32),
-        ttl: Some(int(libc::IP_TTL)? as u32),
-    })
-}
-
-fn tcp_opts(fd: BorrowedFd<'_>) -> Result<TcpOptsEntry> {
-    let int = |name| call("getsockopt of TCP")(sockopt::get_int(fd, IPPROTO_TCP, name));
-    Ok(TcpOptsEntry {
-        cork: Some(int(libc::TCP_CORK)? != 0),
-        nodelay: Some(int(libc::TCP_NODELAY)? != 0),
-        keepcnt: Some(int(libc::TCP_KEEPCNT)? as u32),
-        keepidle: Some(int(libc::TCP_KEEPIDLE)? as u32),
-        keepintvl: Some(int(libc::TCP_KEEPINTVL)? as u32),
     })
 }
 
@@ -239,8 +209,8 @@ fn shut_down(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Option<SkShutdow
 /// The two ends of a connected socket, for the network lock.
 pub fn connection(entry: &InetSkEntry) -> Result<Connection> {
     Ok(Connection {
-        local: local(entry)?,
-        remote: remote(entry)?,
+        local: address::local(entry).ok_or(Error::Image("address"))?,
+        remote: address::remote(entry).ok_or(Error::Image("address"))?,
     })
 }
 
@@ -260,28 +230,32 @@ pub fn enter_repair(fd: BorrowedFd<'_>) -> Result<()> {
 /// Lets the socket go on as before; `opts` are what [`facts`] has read.
 pub fn leave_repair(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
     call("TCP_REPAIR")(tcp::repair_off(fd))?;
-    Ok(sockopts::set(
-        fd,
-        SOL_SOCKET,
-        libc::SO_REUSEADDR,
-        opts.reuseaddr.unwrap_or(false).into(),
-    )?)
+    restore_reuse(fd, opts)
 }
 
-/// Reads the queues of a connected socket in repair mode. Its segments must be locked out; one that slipped past
-/// the lock just before it closed is waited for.
+/// Reads the queues of a connected socket in repair mode. Its segments must be locked out; one that slipped in
+/// before is waited for.
 pub fn read_stream(fd: BorrowedFd<'_>) -> Result<Stream> {
     for _ in 0..READ_TRIES {
         let before = Lengths::read(fd)?;
-        let stream = read_stream_once(fd, before);
+        let info = call("TCP_INFO")(tcp::info(fd))?;
+        let stream = read_queues(fd, before, info);
         if Lengths::read(fd)? == before {
             return stream;
         }
     }
-    Err(Error::Call {
-        call: "reading the queues",
-        source: io::ErrorKind::WouldBlock.into(),
-    })
+    Err(Error::Call { call: "reading the queues", source: io::ErrorKind::WouldBlock.into() })
+}
+
+/// Bytes that nobody has read yet have no connection any more with which they could be restored.
+fn refuse_left_over(inq: usize) -> Result<()> {
+    if inq == 0 {
+        Ok(())
+    } else {
+        Err(Error::Unsupported {
+            what: format!("closed with {inq} unread bytes"),
+        })
+    }
 }
 
 const READ_TRIES: u32 = 8;
@@ -304,8 +278,7 @@ impl Lengths {
     }
 }
 
-fn read_stream_once(fd: BorrowedFd<'_>, lengths: Lengths) -> Result<Stream> {
-    let info = call("TCP_INFO")(tcp::info(fd))?;
+fn read_queues(fd: BorrowedFd<'_>, lengths: Lengths, info: tcp::Info) -> Result<Stream> {
     let fin = usize::from(local_fin_unacked(info.state));
     let outq_len = lengths.outq.saturating_sub(fin);
     let unsent = lengths.unsent.saturating_sub(fin);
@@ -387,7 +360,7 @@ fn fresh(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
     let fd = owned.as_fd();
     if let Some(more) = more {
         call("fchown")(fchown(fd, Some(Uid::from_raw(more.uid)), None))?;
-        sockopts::restore_transparency(fd, &more.options)?;
+        sockopts::restore_more_before_bind(fd, more)?;
     }
     if let Some(only) = entry.v6only {
         sockopts::set(fd, IPPROTO_IPV6, libc::IPV6_V6ONLY, only.into())?;
@@ -404,62 +377,13 @@ fn fresh(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
     Ok(owned)
 }
 
-/// Sets the options that may be set at any time.
-fn restore_options(
-    fd: BorrowedFd<'_>,
-    entry: &InetSkEntry,
-    more: Option<&LmrunSocket>,
-) -> Result<()> {
-    if let Some(ip) = &entry.ip_opts {
-        for (name, value) in [
-            (libc::IP_TOS, ip.tos),
-            (libc::IP_TTL, ip.ttl),
-            (libc::IP_PKTINFO, ip.pktinfo.map(u32::from)),
-        ] {
-            if let Some(value) = value {
-                sockopts::set(fd, IPPROTO_IP, name, value)?;
-            }
-        }
-    }
-    // After IP_TOS, which changes SO_PRIORITY.
-    sockopts::restore(fd, &entry.opts)?;
-    if let Some(tcp) = &entry.tcp_opts {
-        for (name, value) in [
-            (libc::TCP_NODELAY, tcp.nodelay.map(u32::from)),
-            (libc::TCP_CORK, tcp.cork.map(u32::from)),
-            (libc::TCP_KEEPCNT, tcp.keepcnt),
-            (libc::TCP_KEEPIDLE, tcp.keepidle),
-            (libc::TCP_KEEPINTVL, tcp.keepintvl),
-        ] {
-            if let Some(value) = value {
-                sockopts::set(fd, IPPROTO_TCP, name, value)?;
-            }
-        }
-    }
-    let Some(more) = more else { return Ok(()) };
-    if let Some(wanted) = &more.congestion {
-        let present =
-            call("TCP_CONGESTION")(sockopt::get_name(fd, IPPROTO_TCP, libc::TCP_CONGESTION))?;
-        if present != *wanted {
-            let bytes = wanted.as_bytes();
-            call("TCP_CONGESTION")(sockopt::set_bytes(
-                fd,
-                IPPROTO_TCP,
-                libc::TCP_CONGESTION,
-                bytes,
-            ))?;
-        }
-    }
-    Ok(sockopts::restore_more(fd, &more.options)?)
-}
-
 /// Makes a listening socket, in the network namespace of the calling thread.
 pub fn create_listening(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
     let owned = fresh(entry, more)?;
     let fd = owned.as_fd();
     // The port is in use if the connections that it has accepted were made before.
     sockopts::set(fd, SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-    bind_to(fd, local(entry)?)?;
+    call("bind")(address::bind(fd, addresses(fd, entry)?.local))?;
     let backlog = Backlog::new(entry.backlog.min(i32::MAX as u32) as i32);
     call("listen")(listen(&owned, backlog.unwrap_or(Backlog::MAXCONN)))?;
     finish_silent(fd, entry, more)?;
@@ -470,13 +394,36 @@ pub fn create_listening(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Resu
 pub fn create_unconnected(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
     let owned = fresh(entry, more)?;
     let fd = owned.as_fd();
-    if entry.src_port != 0 {
+    let local = addresses(fd, entry)?.local;
+    // What was connected once and has ended keeps its name, but not its port.
+    let ended = entry.shutdown == Some(SkShutdown::Both as i32);
+    if !ended && (local.port() != 0 || !local.ip().is_unspecified()) {
         sockopts::set(fd, SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-        bind_to(fd, local(entry)?)?;
+        call("bind")(address::bind(fd, local))?;
     }
     restore_shutdown(fd, entry)?;
     finish_silent(fd, entry, more)?;
     Ok(owned)
+}
+
+/// Sets the options that may be set at any time, but for the buffers and SO_REUSEADDR.
+fn restore_options(
+    fd: BorrowedFd<'_>,
+    entry: &InetSkEntry,
+    more: Option<&LmrunSocket>,
+) -> Result<()> {
+    if let Some(ip) = &entry.ip_opts {
+        sockopts::restore_ip(fd, ip)?;
+    }
+    // After IP_TOS, which changes SO_PRIORITY.
+    sockopts::restore(fd, &entry.opts)?;
+    if let Some(tcp) = &entry.tcp_opts {
+        sockopts::restore_tcp(fd, tcp)?;
+    }
+    if let Some(more) = more {
+        sockopts::restore_more(fd, more)?;
+    }
+    Ok(())
 }
 
 /// The end of what has no connection.
@@ -487,13 +434,25 @@ fn finish_silent(
 ) -> Result<()> {
     restore_options(fd, entry, more)?;
     sockopts::restore_buffer_locks(fd, &entry.opts)?;
-    let reuse = entry.opts.reuseaddr.unwrap_or(false);
-    Ok(sockopts::set(
-        fd,
-        SOL_SOCKET,
-        libc::SO_REUSEADDR,
-        reuse.into(),
-    )?)
+    restore_reuse(fd, &entry.opts)
+}
+
+fn restore_reuse(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
+    let reuse = opts.reuseaddr.unwrap_or(false).into();
+    Ok(sockopts::set(fd, SOL_SOCKET, libc::SO_REUSEADDR, reuse)?)
+}
+
+/// The addresses of a record with the scope that they have on this host.
+fn addresses(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Connection> {
+    let Connection { local, remote } = connection(entry)?;
+    let scope = match &entry.ifname {
+        Some(name) => call("SIOCGIFINDEX")(sockopt::interface_index(fd, name))?,
+        None => 0,
+    };
+    Ok(Connection {
+        local: address::scoped(local, scope),
+        remote: address::scoped(remote, scope),
+    })
 }
 
 /// Makes a connected socket in repair mode, in the network namespace of the calling thread. Its receive queue is full,
@@ -529,11 +488,11 @@ pub fn create_established(
         call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, queue))?;
         call("TCP_QUEUE_SEQ")(tcp::set_queue_seq(fd, seq.wrapping_sub(len as u32)))?;
     }
-    let Connection { local, remote } = connection(entry)?;
-    bind_to(fd, local)?;
+    let Connection { local, remote } = addresses(fd, entry)?;
+    call("bind")(address::bind(fd, local))?;
     // connect(2) computes the size of our segments from it, and RepairOption::Mss comes too late for that.
     call("TCP_MAXSEG")(tcp::set_max_segment(fd, tcp.mss_clamp))?;
-    connect_to(fd, remote)?;
+    call("connect")(address::connect(fd, remote))?;
     call("TCP_MAXSEG")(tcp::set_max_segment(fd, 0))?;
     call("TCP_REPAIR_OPTIONS")(tcp::set_repair_options(fd, &repair_options(tcp)))?;
     if let Some(timestamp) = tcp.timestamp {
@@ -692,7 +651,9 @@ impl Silent {
 fn receive_fin(fd: BorrowedFd<'_>, raw: &RawTcp, fin: &Segment) -> Result<()> {
     let start = Instant::now();
     call("raw FIN")(raw.send(fin))?;
-    while !remote_fin(call("TCP_INFO")(tcp::info(fd))?.state) {
+    // CLOSE: the peer has had our FIN in the meantime, and all is over.
+    let received = |state| remote_fin(state) || state == state::CLOSE;
+    while !received(call("TCP_INFO")(tcp::info(fd))?.state) {
         if start.elapsed() > FIN_PATIENCE {
             return Err(Error::Call {
                 call: "FIN",
@@ -718,76 +679,4 @@ fn restore_shutdown(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<()> {
         Err(Errno::ENOTCONN) if entry.state == state::CLOSE => Ok(()),
         result => call("shutdown")(result),
     }
-}
-
-fn bind_to(fd: BorrowedFd<'_>, address: SocketAddr) -> Result<()> {
-    with_sockaddr(address, |address| {
-        call("bind")(bind(fd.as_raw_fd(), address))
-    })
-}
-
-fn connect_to(fd: BorrowedFd<'_>, address: SocketAddr) -> Result<()> {
-    with_sockaddr(address, |address| {
-        call("connect")(connect(fd.as_raw_fd(), address))
-    })
-}
-
-fn with_sockaddr<T>(address: SocketAddr, f: impl FnOnce(&dyn SockaddrLike) -> T) -> T {
-    match address {
-        SocketAddr::V4(a) => f(&SockaddrIn::from(a)),
-        SocketAddr::V6(a) => f(&SockaddrIn6::from(a)),
-    }
-}
-
-/// What getsockname(2) or getpeername(2) has found.
-fn address(name: &'static str, found: nix::Result<SockaddrStorage>) -> Result<SocketAddr> {
-    let storage = call(name)(found)?;
-    match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
-        (Some(a), _) => Ok(SocketAddrV4::from(*a).into()),
-        (_, Some(a)) if a.scope_id() == 0 => Ok(SocketAddrV6::from(*a).into()),
-        (_, Some(a)) => Err(Error::Unsupported {
-            what: format!("with the link-local address {a}"),
-        }),
-        _ => Err(Error::Image("address")),
-    }
-}
-
-/// No address, in the family of another one.
-fn unspecified(like: SocketAddr) -> SocketAddr {
-    match like {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    }
-}
-
-/// An address as the records have it: its bytes as they are, in words.
-fn words(address: SocketAddr) -> Vec<u32> {
-    let word = |bytes: &[u8; 4]| u32::from_ne_bytes(*bytes);
-    match address {
-        SocketAddr::V4(a) => vec![word(&a.ip().octets())],
-        SocketAddr::V6(a) => a.ip().octets().as_chunks().0.iter().map(word).collect(),
-    }
-}
-
-fn local(entry: &InetSkEntry) -> Result<SocketAddr> {
-    endpoint(entry.family, &entry.src_addr, entry.src_port)
-}
-
-fn remote(entry: &InetSkEntry) -> Result<SocketAddr> {
-    endpoint(entry.family, &entry.dst_addr, entry.dst_port)
-}
-
-fn endpoint(family: u32, words: &[u32], port: u32) -> Result<SocketAddr> {
-    let port = u16::try_from(port).map_err(|_| Error::Image("port"))?;
-    let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
-    match family as c_int {
-        libc::AF_INET => bytes
-            .try_into()
-            .map(|b: [u8; 4]| (Ipv4Addr::from(b), port).into()),
-        libc::AF_INET6 => bytes
-            .try_into()
-            .map(|b: [u8; 16]| (Ipv6Addr::from(b), port).into()),
-        _ => return Err(Error::Image("address family")),
-    }
-    .map_err(|_| Error::Image("address"))
 }
