@@ -432,7 +432,7 @@ fn rlimits(pid: pid_t) -> Result<TaskRlimitsEntry> {
     Ok(TaskRlimitsEntry { rlimits: limits.into_iter().map(|l| RlimitEntry { cur: l.soft, max: l.hard }).collect() })
 }
 
-fn host_facts() -> LmrunHost {
+pub(super) fn host_facts() -> LmrunHost {
     let uname = nix::sys::utsname::uname().ok();
     let text = |f: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
         uname.as_ref().map_or_else(String::new, |u| f(u).to_string_lossy().into_owned())

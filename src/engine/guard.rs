@@ -101,7 +101,7 @@ fn watch(driver: Pid, socket: OwnedFd) -> i32 {
 
 /// Takes what is handed over, until the driver has ended.
 fn follow(driver: Pid, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) -> io::Result<()> {
-    fds::close_all_but(socket)?;
+    fds::close_all_except(&[socket])?;
     // Whoever kills the driver's group or its terminal shall not kill its guard.
     setsid()?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;

@@ -122,11 +122,6 @@ impl Shmem {
         }
         Ok(all)
     }
-
-    /// Bytes of the whole object.
-    pub fn size(&self) -> io::Result<u64> {
-        self.0.metadata().map(|m| m.len())
-    }
 }
 
 impl PageReader for Shmem {

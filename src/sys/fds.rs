@@ -19,14 +19,18 @@ pub fn close_from(first: u32) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// Closes every descriptor but `kept`. For a child that owns nothing else, like [`close_from`].
-pub fn close_all_but(kept: BorrowedFd<'_>) -> nix::Result<()> {
-    let kept = kept.as_raw_fd() as u32;
-    close_from(kept + 1)?;
-    if kept == 0 {
-        return Ok(());
+/// Closes every descriptor but those in `kept`. For a child that owns nothing else, like [`close_from`].
+pub fn close_all_except(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    let mut next = 0;
+    for fd in kept {
+        if next < fd {
+            // SAFETY: as above.
+            let result = unsafe { libc::syscall(libc::SYS_close_range, next, fd - 1, 0) };
+            Errno::result(result)?;
+        }
+        next = fd + 1;
     }
-    // SAFETY: as above.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 0, kept - 1, 0) };
-    Errno::result(result).map(drop)
+    close_from(next)
 }

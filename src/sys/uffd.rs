@@ -45,8 +45,11 @@ const _: () = assert!(
     size_of::<ApiArg>() == 24 && size_of::<RegisterArg>() == 32 && size_of::<CopyArg>() == 40
 );
 
+/// UFFD_USER_MODE_ONLY, since 5.11: without it a task needs CAP_SYS_PTRACE. No fault is ever sent to us: writes
+/// to protected pages are resolved by the kernel itself, and nobody touches pages that are being filled.
+const USER_MODE_ONLY: u64 = 1;
 /// The flags with which the task has to call userfaultfd(2).
-pub const OPEN_FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+pub const OPEN_FLAGS: u64 = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64 | USER_MODE_ONLY;
 
 /// A task's userfaultfd.
 #[derive(Debug)]
