@@ -10,6 +10,8 @@ pub mod container;
 pub mod crash;
 pub mod flavour;
 pub mod host;
+pub mod hosts;
+pub mod migration;
 pub mod needs;
 pub mod network;
 pub mod redis;

@@ -1,0 +1,54 @@
+# lmrun: `make help` lists the targets.
+
+TARGET  := x86_64-unknown-linux-gnu
+RELEASE := target/$(TARGET)/release
+BINARY  := $(RELEASE)/lmrun
+PREFIX  ?= /usr/local
+TOOLS   := runtime-tests/tools.sh
+# rustup's default place, for a shell that has not read its profile again.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+# Scenarios that run at a time: each may keep two processors busy.
+JOBS    ?= 2
+
+.DEFAULT_GOAL := all
+.PHONY: all help demo test unit scenarios lint soak install clean tools-build tools-test
+
+all: tools-build ## Build the one static binary
+	cargo build --release --locked
+	@echo built $(BINARY)
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: all tools-test ## Move a Redis under load between two hosts (network namespaces of this machine)
+	cargo build --release --locked -p runtime-tests --bin demo
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo
+
+test: lint unit scenarios ## Lint, unit tests, and every scenario (needs root)
+
+unit: tools-build ## Unit tests alone
+	cargo test --locked --workspace --lib --bins
+
+scenarios: all tools-test ## Scenarios alone: containers that check themselves around a checkpoint
+	LMRUN=$(CURDIR)/$(BINARY) cargo test --locked -p runtime-tests --no-fail-fast --tests -- --test-threads=$(JOBS)
+
+lint: tools-build ## Formatting and clippy, where this toolchain has them
+	if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "SKIP fmt: no rustfmt"; fi
+	if cargo clippy --version >/dev/null 2>&1; then cargo clippy --locked --workspace --all-targets -- -D warnings; else echo "SKIP clippy: no clippy"; fi
+
+soak: all tools-test ## kill -9 at 50 random moments of everything, then 20 demos
+	LMRUN=$(CURDIR)/$(BINARY) LMRUN_CRASHES=50 cargo test --locked -p runtime-tests --test crash -- --test-threads=1 --nocapture
+	cargo build --release --locked -p runtime-tests --bin demo
+	for n in $$(seq 20); do LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo || exit 1; done
+
+install: all ## Install to PREFIX (/usr/local)
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/lmrun
+
+clean: ## Remove what was built
+	cargo clean
+
+tools-build:
+	@$(TOOLS) build
+
+tools-test:
+	@$(TOOLS) build test

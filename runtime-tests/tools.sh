@@ -1,0 +1,84 @@
+#!/bin/sh
+# tools.sh GROUP...: installs what a group of make targets needs and this machine lacks.
+# For Debian and its kin; elsewhere it says what is missing.
+#   build   a Rust toolchain, a linker, the C library to link statically
+#   test    Redis, busybox, iproute2, nftables, and crit and checkpointctl to read images with
+set -eu
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/lmrun-tools
+packages=
+
+# need COMMAND PACKAGE
+need() {
+    command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || packages="$packages $2"
+}
+
+install_packages() {
+    [ -n "$packages" ] || return 0
+    echo "installing:$packages"
+    if ! command -v apt-get >/dev/null; then
+        echo "please install:$packages" >&2
+        exit 1
+    fi
+    # A daemon that comes with a package is not to be started.
+    policy=/usr/sbin/policy-rc.d
+    [ -e $policy ] && policy= || { printf '#!/bin/sh\nexit 101\n' >$policy; chmod +x $policy; }
+    status=0
+    # shellcheck disable=SC2086
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $packages; } >"${TMPDIR:-/tmp}/lmrun-apt.log" 2>&1 || status=$?
+    [ -z "$policy" ] || rm -f $policy
+    [ $status = 0 ] || { cat "${TMPDIR:-/tmp}/lmrun-apt.log" >&2; exit $status; }
+    packages=
+}
+
+# The toolchain that Cargo.toml asks for, or a newer one.
+toolchain() {
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+    have=$(cargo --version 2>/dev/null | cut -d' ' -f2 || true)
+    if [ -n "$have" ] && [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -1)" = "$wanted" ]; then
+        return 0
+    fi
+    echo "installing Rust (found ${have:-none}, $wanted is needed)"
+    need curl "curl ca-certificates"
+    install_packages
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -qy --profile minimal -c rustfmt -c clippy
+}
+
+# crit and checkpointctl: where this distribution lacks them, from a small tree of Debian testing, entered by chroot.
+decoders() {
+    [ -z "${LMRUN_NO_DECODERS:-}" ] || return 0
+    command -v crit >/dev/null 2>&1 && command -v checkpointctl >/dev/null 2>&1 && return 0
+    [ -x "$cache/tree/usr/bin/crit" ] && [ -x "$cache/tree/usr/bin/checkpointctl" ] && return 0
+    need debootstrap debootstrap
+    install_packages
+    echo "making a tree with crit and checkpointctl in $cache/tree"
+    rm -rf "$cache/tree"
+    mkdir -p "$cache"
+    if ! debootstrap --variant=minbase --include=python3-pycriu,checkpointctl,criu trixie "$cache/tree" >"$cache/debootstrap.log" 2>&1; then
+        rm -rf "$cache/tree"
+        echo "no crit and checkpointctl: see $cache/debootstrap.log" >&2
+    fi
+}
+
+for group in "$@"; do
+    case $group in
+    build)
+        need cc gcc
+        [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || need libc.a libc6-dev
+        install_packages
+        toolchain
+        ;;
+    test)
+        need redis-server redis-server
+        need busybox busybox-static
+        need ip iproute2
+        need nft nftables
+        need nsenter util-linux
+        install_packages
+        decoders
+        ;;
+    *)
+        echo "unknown group $group" >&2
+        exit 2
+        ;;
+    esac
+done
