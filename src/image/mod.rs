@@ -1,5 +1,7 @@
 //! CRIU's image format: records, files, page store. Knows no kinds of kernel object.
 
+#[cfg(test)]
+mod criu_tests;
 pub mod dir;
 pub mod format;
 pub mod page_source;

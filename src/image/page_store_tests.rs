@@ -297,3 +297,44 @@ fn pagemaps_are_not_believed() {
         }
     }
 }
+
+/// Any generations of any runs, against a plain map from page to generation.
+#[test]
+fn chains_of_parents_agree_with_a_model() {
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut next = |limit: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % limit
+    };
+    for _ in 0..20 {
+        let tmp = Scratch::new();
+        let mut model = std::collections::BTreeMap::new();
+        for generation in 0..5 {
+            let (mut at, mut runs, mut now) = (0, Vec::new(), std::collections::BTreeMap::new());
+            while at < 60 {
+                let pages = 1 + next(6);
+                let known = |page: &u64| model.contains_key(page);
+                match next(3) {
+                    0 => {}
+                    1 if (at..at + pages).all(|page| known(&page)) => {
+                        runs.push(run(at, pages, true));
+                        now.extend((at..at + pages).map(|page| (page, model[&page])));
+                    }
+                    _ => {
+                        runs.push(run(at, pages, false));
+                        now.extend((at..at + pages).map(|page| (page, generation)));
+                    }
+                }
+                at += pages;
+            }
+            model = now;
+            let found = summary(&image(&tmp, generation, &runs));
+            let pages = found
+                .iter()
+                .flat_map(|&(first, n, from)| (first..first + n).map(move |page| (page, from)));
+            assert_eq!(pages.collect::<std::collections::BTreeMap<_, _>>(), model);
+        }
+    }
+}
