@@ -85,8 +85,8 @@ impl Cgroup {
 
     /// Moves the caller into the cgroup, in one hierarchy, so that what it forks is born there: whatever instant
     /// it dies at, its children are found there, before libcgroups has put them anywhere. That is the unified
-    /// hierarchy where there is one, which libcgroups leaves out on hybrid hosts: only the version 2 freezer stops
-    /// tasks in a way that ptrace can go on with. The caller goes back when the value is dropped.
+    /// hierarchy where there is one, which libcgroups leaves out on hybrid hosts: its freezer is the better one.
+    /// The caller goes back when the value is dropped.
     pub fn enter(&self) -> Result<Option<Visit>> {
         let hierarchies = hierarchies()?;
         let unified = hierarchies.iter().find(|h| h.unified);
@@ -219,11 +219,6 @@ impl Cgroup {
     /// Whether [`freeze`](Self::freeze) was called last. A cgroup without a freezer is not frozen.
     pub fn is_frozen(&self) -> bool {
         self.freezer().is_ok_and(|freezer| freezer.is_set())
-    }
-
-    /// Whether frozen tasks still answer ptrace: version 2's do, version 1's do not.
-    pub fn freezes_for_ptrace(&self) -> bool {
-        self.freezer().is_ok_and(|freezer| freezer.unified)
     }
 
     fn freezer(&self) -> Result<Freezer> {

@@ -73,15 +73,27 @@ pub fn checkpoint(
         pages: options.pages,
         progress,
     };
-    let thawed = Thawed::for_ptrace(&Cgroup::at(&state.cgroup))?;
+    // A frozen task runs no system call for its tracer, and under version 1 does not even stop for it: a
+    // paused container is let go for the dump.
+    let cgroup = Cgroup::at(&state.cgroup);
+    let paused = cgroup.is_frozen();
+    if paused {
+        cgroup.thaw()?;
+    }
     let dumped = if options.pre_dump {
         engine::pre_dump(request)
     } else {
         engine::dump(request)
     };
-    drop(thawed);
+    let ended = dumped.is_ok() && fate == Fate::Kill;
+    if paused
+        && !ended
+        && let Err(error) = cgroup.freeze()
+    {
+        tracing::warn!(%error, "the container was paused before its checkpoint and runs now");
+    }
     let report = dumped.map_err(Error::Engine)?;
-    if fate == Fate::Kill {
+    if ended {
         delete::remove(locked, &state)?;
     }
     Ok(report)
@@ -120,30 +132,6 @@ fn standard_links(init: i32) -> Result<Vec<Link>> {
         });
     }
     Ok(links)
-}
-
-/// A task that version 1's freezer holds cannot be stopped by ptrace: the container is let go for the dump
-/// and stopped again when this is dropped. The version 2 freezer needs no such thing.
-struct Thawed(Option<Cgroup>);
-
-impl Thawed {
-    fn for_ptrace(cgroup: &Cgroup) -> Result<Self> {
-        if !cgroup.is_frozen() || cgroup.freezes_for_ptrace() {
-            return Ok(Thawed(None));
-        }
-        cgroup.thaw()?;
-        Ok(Thawed(Some(cgroup.clone())))
-    }
-}
-
-impl Drop for Thawed {
-    fn drop(&mut self) {
-        if let Some(cgroup) = &self.0
-            && let Err(error) = cgroup.freeze()
-        {
-            tracing::warn!(%error, "the container was paused before its checkpoint and runs now");
-        }
-    }
 }
 
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {
