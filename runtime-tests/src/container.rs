@@ -12,7 +12,7 @@ use crate::command::{self, Done};
 use crate::{host, needs};
 
 /// No command of a scenario takes this long unless it hangs.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A container and all that belongs to it. Dropping it removes everything, and prints what happened when the
 /// scenario failed.
@@ -288,8 +288,8 @@ impl Container {
                 self.id
             );
             assert!(
-                begin.elapsed() < Duration::from_secs(40),
-                "{}: no {name} within 40 s",
+                begin.elapsed() < Duration::from_secs(30),
+                "{}: no {name} within 30 s",
                 self.id
             );
             std::thread::sleep(Duration::from_millis(2));

@@ -7,7 +7,6 @@
 pub mod bundle;
 pub mod command;
 pub mod container;
-pub mod crash;
 pub mod flavour;
 pub mod host;
 pub mod hosts;

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::needs;
@@ -207,6 +207,7 @@ impl Record {
 /// A client on one connection that writes as fast as answers come, until it is stopped.
 pub struct Writer {
     stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<Record>,
 }
 
@@ -215,6 +216,8 @@ impl Writer {
     pub fn start(mut client: Client) -> Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let count = acknowledged.clone();
         let thread = std::thread::spawn(move || {
             let mut record = Record::default();
             let mut last = Instant::now();
@@ -225,16 +228,26 @@ impl Writer {
                     note_gap(&mut record.gaps, last);
                     break;
                 }
+                count.store(record.acknowledged, Ordering::Relaxed);
             }
             record.gaps.sort_by_key(|gap| std::cmp::Reverse(gap.1));
             record
         });
-        Writer { stop, thread }
+        Writer {
+            stop,
+            acknowledged,
+            thread,
+        }
     }
 
     /// Whether it still gets its answers.
     pub fn goes_on(&self) -> bool {
         !self.thread.is_finished()
+    }
+
+    /// How many pairs were acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
     }
 
     pub fn finish(self) -> Record {

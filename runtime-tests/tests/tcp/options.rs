@@ -202,7 +202,8 @@ fn of_a_socket_without_connection() {
                     } else {
                         "[::]:7002"
                     };
-                    lmrun::engine::res::fd::address::bind(new.as_fd(), any.parse().unwrap()).unwrap();
+                    lmrun::engine::res::fd::address::bind(new.as_fd(), any.parse().unwrap())
+                        .unwrap();
                 }
                 new
             });

@@ -33,7 +33,7 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
     ("refuse-device", device),
     ("refuse-namespace-file", namespace_file),
     ("refuse-other-namespace", other_namespace),
-    ("refuse-tcp-connecting", tcp_unaccepted),
+    ("refuse-tcp-unaccepted", tcp_unaccepted),
 ];
 
 /// What cannot be set up on this host is a skip, not a failure.
