@@ -146,13 +146,15 @@ impl Frozen {
                 Err(e) => return Err(Error::proc(tasks[0].pid, e)),
             }
         }
-        // A tracer is told of the end of its tracees; until it has heard it they stay.
-        for thread in tasks.iter().rev().flat_map(|t| t.threads.iter().rev()) {
-            while let Ok(Some(status)) = ptrace::wait(thread.tid, false) {
-                if matches!(status, Status::Exited(_) | Status::Killed(_)) {
-                    break;
-                }
-            }
+        // A tracer is told of the end of its tracees; until it has heard it they stay, and so does who waits for
+        // them: init's last thread for all the others, a leader for its threads. So in whatever order they end.
+        let mut left: Vec<pid_t> = tasks.iter().flat_map(|t| t.threads.iter().map(|thread| thread.tid)).collect();
+        while !left.is_empty() {
+            left.retain(|tid| match ptrace::wait(*tid, true) {
+                Ok(status) => !matches!(status, Some(Status::Exited(_) | Status::Killed(_))),
+                Err(_) => false,
+            });
+            std::thread::sleep(Duration::from_micros(50));
         }
         Ok(())
     }
