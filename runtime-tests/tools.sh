@@ -43,20 +43,28 @@ toolchain() {
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -qy --profile minimal -c rustfmt -c clippy
 }
 
-# crit and checkpointctl: where this distribution lacks them, from a small tree of Debian testing, entered by chroot.
+# crit and checkpointctl: where this distribution lacks them, from a small tree of a newer Debian. They run with the
+# tree's own loader and libraries, as $cache/bin/crit and $cache/bin/checkpointctl.
 decoders() {
     [ -z "${LMRUN_NO_DECODERS:-}" ] || return 0
     command -v crit >/dev/null 2>&1 && command -v checkpointctl >/dev/null 2>&1 && return 0
-    [ -x "$cache/tree/usr/bin/crit" ] && [ -x "$cache/tree/usr/bin/checkpointctl" ] && return 0
+    [ -x "$cache/bin/crit" ] && [ -x "$cache/bin/checkpointctl" ] && return 0
     need debootstrap debootstrap
     install_packages
-    echo "making a tree with crit and checkpointctl in $cache/tree"
-    rm -rf "$cache/tree"
-    mkdir -p "$cache"
-    if ! debootstrap --variant=minbase --include=python3-pycriu,checkpointctl,criu trixie "$cache/tree" >"$cache/debootstrap.log" 2>&1; then
-        rm -rf "$cache/tree"
+    echo "making a tree with crit and checkpointctl in $cache"
+    rm -rf "$cache"
+    mkdir -p "$cache/bin"
+    tree=$cache/tree
+    if ! debootstrap --variant=minbase --include=python3-pycriu,checkpointctl trixie "$tree" >"$cache/debootstrap.log" 2>&1; then
+        rm -rf "$tree"
         echo "no crit and checkpointctl: see $cache/debootstrap.log" >&2
+        return 0
     fi
+    loader="$tree/lib64/ld-linux-x86-64.so.2 --library-path $tree/usr/lib/x86_64-linux-gnu"
+    printf '#!/bin/sh\nPYTHONHOME=%s/usr PYTHONDONTWRITEBYTECODE=1 exec %s %s %s/usr/bin/crit "$@"\n' \
+        "$tree" "$loader" "$(readlink -f "$tree/usr/bin/python3")" "$tree" >"$cache/bin/crit"
+    printf '#!/bin/sh\nexec %s %s/usr/bin/checkpointctl "$@"\n' "$loader" "$tree" >"$cache/bin/checkpointctl"
+    chmod +x "$cache/bin/crit" "$cache/bin/checkpointctl"
 }
 
 for group in "$@"; do

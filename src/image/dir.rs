@@ -414,7 +414,11 @@ pub(crate) fn open_parent(from: &Path, link: &Path) -> Result<ImageDir> {
         });
     }
     let parent = ImageDir::open(&from.join(link))?;
-    if parent.exists(&format::INVENTORY, 0)? || parent.has_pagemaps()? {
+    // A pre-dump whose pages went to a page server leaves lmrun.img alone.
+    if parent.exists(&format::INVENTORY, 0)?
+        || parent.exists(&format::LMRUN, 0)?
+        || parent.has_pagemaps()?
+    {
         return Ok(parent);
     }
     Err(Error::NotImages { path: parent.path })
