@@ -157,6 +157,14 @@ fn a_parent_is_a_relative_link_to_images() {
         Path::new("../one")
     );
 
+    // All that a pre-dump to a page server leaves at the source.
+    let writer = ImageWriter::create(&tmp.path().join("ours"), None).unwrap();
+    writer.write(&format::LMRUN, 0, &[Default::default()]).unwrap();
+    writer.commit().unwrap();
+    minimal(&tmp.path().join("four"), Some("../ours"));
+    fs::remove_dir_all(tmp.path().join("ours")).unwrap();
+    fs::remove_dir_all(tmp.path().join("four")).unwrap();
+
     let three = tmp.path().join("three");
     fs::create_dir(tmp.path().join("empty")).unwrap();
     let create = |link: &Path| ImageWriter::create(&three, Some(link)).err().unwrap();

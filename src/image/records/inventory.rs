@@ -38,7 +38,7 @@ pub struct InventoryEntry {
     pub root_cg_set: Option<u32>,
     #[prost(enumeration = "LsmType", optional, tag = "6")]
     pub lsmtype: Option<i32>,
-    /// Nanoseconds of CLOCK_MONOTONIC.
+    /// Microseconds since boot.
     #[prost(uint64, optional, tag = "8")]
     pub dump_uptime: Option<u64>,
     #[prost(uint32, optional, tag = "9")]
