@@ -328,7 +328,7 @@ impl ImageDir {
 
     /// Opens a regular file of the directory for reading.
     pub fn file(&self, name: &str) -> Result<File> {
-        let missing = || Error::io(&self.path.join(name))(io::Error::from(io::ErrorKind::NotFound));
+        let missing = || Error::io(&self.path.join(name))(io::Error::from(Errno::ENOENT));
         self.open_if_there(name)?.ok_or_else(missing)
     }
 

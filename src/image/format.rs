@@ -5,6 +5,7 @@
 //! records come bytes that are no message ([`Payload`]). `inventory.img` has no family number.
 
 use std::any::type_name;
+use std::cmp::Ordering;
 use std::io::{Read, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
@@ -240,9 +241,9 @@ fn first_difference(
     for &(tag, _) in read.iter().chain(&written) {
         let path = format!("{outer}{tag}");
         match of(&read, tag).cmp(&of(&written, tag)) {
-            std::cmp::Ordering::Greater => return Ok(Some(RecordError::Unknown(path))),
-            std::cmp::Ordering::Less => return Ok(Some(RecordError::Missing(path))),
-            std::cmp::Ordering::Equal => {}
+            Ordering::Greater => return Ok(Some(RecordError::Unknown(path))),
+            Ordering::Less => return Ok(Some(RecordError::Missing(path))),
+            Ordering::Equal => {}
         }
     }
     // The same fields: the difference is inside one of them.
@@ -259,7 +260,7 @@ fn first_difference(
 fn split(mut bytes: &[u8]) -> std::result::Result<Vec<(u32, &[u8])>, prost::DecodeError> {
     let mut fields = Vec::new();
     while !bytes.is_empty() {
-        let (wire, tag) = decode_key(&mut bytes).map(|(tag, wire)| (wire, tag))?;
+        let (tag, wire) = decode_key(&mut bytes)?;
         let mut content: &[u8] = &[];
         if wire == WireType::LengthDelimited {
             let mut peek = bytes;
@@ -295,6 +296,9 @@ impl<W: Write> RecordWriter<W> {
     }
 
     /// Appends a record. Most files hold one type; it is the caller who knows the exceptions.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] for what no reader would take.
     pub fn record<T: Message>(&mut self, record: &T) -> Result<()> {
         let len = u32::try_from(record.encoded_len())
             .ok()

@@ -19,7 +19,7 @@ use pages::PagesOf;
 /// Why an image could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path}: starts with {found:#010x} where {expected:#010x} was expected")]
     Magic {
@@ -40,7 +40,7 @@ pub enum Error {
         offset: u64,
         bytes: u64,
     },
-    #[error("{path}: {kind} at offset {offset}: {source}")]
+    #[error("{path}: {kind} at offset {offset}")]
     Record {
         path: PathBuf,
         offset: u64,
@@ -81,7 +81,7 @@ pub enum Error {
         of: PagesOf,
         vaddr: u64,
     },
-    #[error("{of}: memory at {vaddr:#x}: {source}")]
+    #[error("{of}: memory at {vaddr:#x}")]
     Memory {
         of: PagesOf,
         vaddr: u64,

@@ -17,9 +17,9 @@ use crate::image;
 /// Why pages did not get to the other side.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot connect to the page server {peer}: {source}")]
+    #[error("cannot connect to the page server {peer}")]
     Connect { peer: String, source: io::Error },
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,
         source: io::Error,
@@ -28,11 +28,11 @@ pub enum Error {
         "{address} is not a loopback address, and there is neither encryption nor authentication"
     )]
     Exposed { address: SocketAddr },
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("connection with {peer}: {source}")]
+    #[error("connection with {peer}")]
     Connection { peer: SocketAddr, source: io::Error },
-    #[error("{peer} {source}")]
+    #[error("{peer} broke the protocol")]
     Protocol {
         peer: SocketAddr,
         source: protocol::ProtocolError,
