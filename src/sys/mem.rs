@@ -1,4 +1,8 @@
-//! Another task's memory: process_vm_readv(2), process_vm_writev(2) and `/proc/PID/mem`.
+//! Another task's memory: `/proc/PID/mem` and process_vm_writev(2).
+//!
+//! Not process_vm_readv(2): it pins the pages it reads, and a page that parent and child share by copy on write is
+//! copied before it is pinned (gup_must_unshare in mm/gup.c, since 5.19). To read a pre-forked server that way would
+//! take from it what its workers share. `/proc/PID/mem` only looks, at about the same speed.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -7,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use libc::pid_t;
 
-/// Reads and writes the memory of one task. `mem` reaches what the plain calls do not: PROT_NONE
+/// Reads and writes the memory of one task. `mem` reaches what the task itself cannot: PROT_NONE
 /// mappings, and writes to read-only private ones (FOLL_FORCE, for the tracer).
 #[derive(Debug)]
 pub struct Memory {
@@ -27,9 +31,6 @@ impl Memory {
 
     /// Fills `buf` from `addr`.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> io::Result<()> {
-        if read_some(self.pid, addr, buf)? == buf.len() {
-            return Ok(());
-        }
         self.mem.read_exact_at(buf, addr)
     }
 
@@ -68,26 +69,5 @@ impl Memory {
     /// Writes whatever the protection is. A page of a private mapping is copied first, as by a write of the task.
     pub fn force_write(&self, addr: u64, buf: &[u8]) -> io::Result<()> {
         self.mem.write_all_at(buf, addr)
-    }
-}
-
-/// Reads up to the first address that cannot be read this way; 0 where that is the first one.
-fn read_some(pid: pid_t, addr: u64, buf: &mut [u8]) -> io::Result<usize> {
-    let local = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
-    let remote = libc::iovec {
-        iov_base: addr as *mut _,
-        iov_len: buf.len(),
-    };
-    // SAFETY: `local` describes `buf`, to which the caller has the only reference; `remote` is checked by the kernel.
-    let n = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
-    match n {
-        0.. => Ok(n as usize),
-        _ => match io::Error::last_os_error() {
-            e if e.raw_os_error() == Some(libc::EFAULT) => Ok(0),
-            e => Err(e),
-        },
     }
 }
