@@ -336,8 +336,11 @@ impl Drop for Container {
             for done in self.history.borrow().iter() {
                 eprintln!("{done}");
             }
-            for name in ["out", "err", "work/restore/restore.log"] {
-                let text = self.stream(name);
+            let servers = fs::read_dir(&self.base).into_iter().flatten().flatten();
+            let servers = servers.map(|e| e.file_name().to_string_lossy().into_owned());
+            let streams = ["out", "err"].map(str::to_owned).into_iter();
+            for name in streams.chain(servers.filter(|name| name.starts_with("page-server"))) {
+                let text = self.stream(&name);
                 let lines: Vec<_> = text.lines().collect();
                 for line in &lines[lines.len().saturating_sub(40)..] {
                     eprintln!("  {name}: {line}");

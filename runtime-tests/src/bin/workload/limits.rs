@@ -158,54 +158,21 @@ fn affinity(stage: &mut Stage) -> Fallible<Check> {
 
 /// Values that prctl(2) keeps and no file shows.
 fn prctl_values(stage: &mut Stage) -> Fallible<Check> {
-    const PAIRS: [(&str, i32, i32, i64); 3] = [
-        (
-            "child subreaper",
-            libc::PR_SET_CHILD_SUBREAPER,
-            libc::PR_GET_CHILD_SUBREAPER,
-            1,
-        ),
-        (
-            "huge pages disabled",
-            libc::PR_SET_THP_DISABLE,
-            libc::PR_GET_THP_DISABLE,
-            1,
-        ),
-        (
-            "machine-check policy",
-            libc::PR_MCE_KILL,
-            libc::PR_MCE_KILL_GET,
-            0,
-        ),
-    ];
-    fn get(option: i32) -> Fallible<i64> {
-        let mut value = 0i32;
-        let result = match option {
-            libc::PR_GET_CHILD_SUBREAPER => sys!(prctl(option, &mut value)),
-            _ => sys!(prctl(option, 0, 0, 0, 0)),
-        }?;
-        Ok(if option == libc::PR_GET_CHILD_SUBREAPER {
-            i64::from(value)
-        } else {
-            result
-        })
+    fn get() -> Fallible<(i32, i64)> {
+        let mut subreaper = 0i32;
+        sys!(prctl(libc::PR_GET_CHILD_SUBREAPER, &mut subreaper))?;
+        Ok((
+            subreaper,
+            sys!(prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0))?,
+        ))
     }
+    const WHAT: &str = "child subreaper, huge pages disabled";
     stage.member("set", |_| {
-        sys!(prctl(PAIRS[0].1, 1))?;
-        sys!(prctl(PAIRS[1].1, 1, 0, 0, 0))?;
-        // PR_MCE_KILL_SET, PR_MCE_KILL_EARLY
-        sys!(prctl(PAIRS[2].1, 1, 1, 0, 0))?;
-        let before: Vec<_> = PAIRS.iter().map(|p| get(p.2)).collect::<Fallible<_>>()?;
-        Ok(Box::new(move || {
-            PAIRS
-                .iter()
-                .zip(&before)
-                .try_for_each(|((name, _, option, _), before)| same(*name, *before, get(*option)?))
-        }))
+        sys!(prctl(libc::PR_SET_CHILD_SUBREAPER, 1))?;
+        sys!(prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))?;
+        Ok(Box::new(|| same(WHAT, (1, 1), get()?)))
     })?;
-    Ok(Box::new(|| {
-        same("child subreaper", 0, get(libc::PR_GET_CHILD_SUBREAPER)?)
-    }))
+    Ok(Box::new(|| same(WHAT, (0, 0), get()?)))
 }
 
 /// Orphans below a subreaper come to it, not to init.

@@ -2,7 +2,7 @@
 
 use std::arch::global_asm;
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::kernel::sys;
 use crate::memory_map::{Map, PAGE};
@@ -96,22 +96,20 @@ fn registered(_: &mut Stage) -> Fallible<Check> {
 /// others had run, an increment would be lost.
 fn section(_: &mut Stage) -> Fallible<Check> {
     area()?;
-    static PAUSE: AtomicBool = AtomicBool::new(false);
-    static PAUSED: AtomicU64 = AtomicU64::new(0);
+    /// Odd while the threads are to pause; each pause has its own number.
+    static PAUSE: AtomicU64 = AtomicU64::new(0);
+    static PAUSED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
     static COMMITTED: AtomicU64 = AtomicU64::new(0);
-    const THREADS: u64 = 3;
     let counters = Map::private(256 * 128)?;
-    for _ in 0..THREADS {
+    for paused in &PAUSED {
         std::thread::spawn(move || {
             let area = area().expect("this thread is registered as the others are");
             loop {
-                if PAUSE.load(Ordering::SeqCst) {
-                    PAUSED.fetch_add(1, Ordering::SeqCst);
-                    while PAUSE.load(Ordering::SeqCst) {
-                        std::thread::sleep(std::time::Duration::from_millis(1));
-                    }
-                }
-                if unsafe { rseq_increment(area, counters.word(0), 20_000) } == 0 {
+                let pause = PAUSE.load(Ordering::SeqCst);
+                paused.store(pause, Ordering::SeqCst);
+                if pause % 2 == 1 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                } else if unsafe { rseq_increment(area, counters.word(0), 20_000) } == 0 {
                     COMMITTED.fetch_add(1, Ordering::SeqCst);
                 }
             }
@@ -122,14 +120,15 @@ fn section(_: &mut Stage) -> Fallible<Check> {
         eventually("sequences are committed", || {
             COMMITTED.load(Ordering::SeqCst) > before + 10
         })?;
-        PAUSED.store(0, Ordering::SeqCst);
-        PAUSE.store(true, Ordering::SeqCst);
-        eventually("threads pause", || PAUSED.load(Ordering::SeqCst) == THREADS)?;
+        let pause = PAUSE.fetch_add(1, Ordering::SeqCst) + 1;
+        eventually("threads pause", || {
+            PAUSED.iter().all(|p| p.load(Ordering::SeqCst) == pause)
+        })?;
         let counted = (0..256)
             .map(|cpu| counters.word(cpu * 16).load(Ordering::SeqCst))
             .sum::<u64>();
         let committed = COMMITTED.load(Ordering::SeqCst);
-        PAUSE.store(false, Ordering::SeqCst);
+        PAUSE.fetch_add(1, Ordering::SeqCst);
         same("increments that were committed", committed, counted)
     };
     check()?;
