@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use libc::{c_int, pid_t};
 
 use super::freeze::{Frozen, Task};
-use super::res::fd::{self, Collected, FdFacts, pipe};
+use super::res::fd::{self, Collected, FdFacts, pipe, unix};
 use super::res::mm;
 use super::res::task::{creds, regs, sched, seccomp, signals, thread, timers};
 use super::tree::{Alive, Process, Tree};
@@ -61,6 +61,7 @@ impl Files {
             socket_queues: Vec::new(),
             socket_extras: Vec::new(),
             pipes: BTreeMap::new(),
+            unix: unix::Seen::of(init),
         };
         Ok(Files { all, seen: HashMap::new(), paths: HashMap::new(), sockets: BTreeMap::new() })
     }
@@ -164,6 +165,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
         hosts.push(host);
     }
     pipe::finish(&mut files.all)?;
+    unix::finish(&mut files.all)?;
     let root_ids = processes.first().and_then(|p| p.alive.as_ref()).map(|a| a.ids.clone());
     let tasks = processes.iter().filter_map(|p| p.alive.as_ref()).map(|a| a.extra.clone()).collect();
     let sockets = std::mem::take(&mut files.all.socket_extras);

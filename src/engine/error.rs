@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use libc::{c_int, pid_t};
 
-use super::res::fd::tcp;
+use super::res::fd::{sockopts, tcp};
 use super::{guard, netlock};
 use crate::{image, tracee};
 
@@ -24,6 +24,8 @@ pub enum Error {
     Image(#[from] image::Error),
     #[error("socket {id:#x}")]
     Socket { id: u32, source: tcp::Error },
+    #[error("socket {id:#x}")]
+    SocketOption { id: u32, source: sockopts::Error },
     #[error(transparent)]
     Guard(#[from] guard::Error),
     #[error(transparent)]

@@ -176,6 +176,11 @@ impl Revival {
         Ok(Revival { netns, streams, extras, raw, silent: Vec::new(), held: tree.extra.network_lock.clone() })
     }
 
+    /// The container's network namespace.
+    pub fn netns(&self) -> BorrowedFd<'_> {
+        self.netns.as_fd()
+    }
+
     /// Makes a socket; a connected one stays silent until [`Revival::go_live`].
     pub fn create(&mut self, e: &InetSkEntry) -> Result<OwnedFd> {
         enum Made {

@@ -78,15 +78,21 @@ impl Plan {
     }
 }
 
-/// Keeps what really comes from outside: a pipe with both ends inside is the container's own, even when init has one
-/// of them as a standard stream.
+/// Keeps what really comes from outside: a pipe or a pair of sockets with both ends inside is the container's own, even
+/// when init has one of them as a standard stream.
 fn external(tree: &Tree, given: Vec<(String, OwnedFd)>) -> HashMap<Vec<u8>, OwnedFd> {
     let mut ends: HashMap<Vec<u8>, BTreeSet<u32>> = HashMap::new();
     for p in tree.files.iter().filter_map(|f| f.pipe.as_ref()) {
         ends.entry(format!("pipe:[{}]", p.pipe_id).into_bytes()).or_default().insert(p.flags & libc::O_ACCMODE as u32);
     }
-    let inside = |link: &[u8]| ends.get(link).is_some_and(|e| e.len() > 1 || e.contains(&(libc::O_RDWR as u32)));
-    given.into_iter().map(|(link, fd)| (link.into_bytes(), fd)).filter(|(link, _)| !inside(link)).collect()
+    let pipe = |link: &[u8]| ends.get(link).is_some_and(|e| e.len() > 1 || e.contains(&(libc::O_RDWR as u32)));
+    let sockets: BTreeMap<u32, u32> = tree.files.iter().filter_map(|f| f.usk.as_ref()).map(|s| (s.ino, s.peer)).collect();
+    let socket = |link: &[u8]| {
+        let own = sockets.iter().find(|(ino, _)| format!("socket:[{ino}]").as_bytes() == link);
+        own.is_some_and(|(_, peer)| *peer == 0 || sockets.contains_key(peer))
+    };
+    let links = given.into_iter().map(|(link, fd)| (link.into_bytes(), fd));
+    links.filter(|(link, _)| !pipe(link) && !socket(link)).collect()
 }
 
 fn check(tree: &Tree) -> std::result::Result<(), String> {

@@ -26,4 +26,5 @@ pub mod sockopt;
 pub mod tcp;
 pub mod terminal;
 pub mod uffd;
+pub mod unix_socket;
 pub mod window;

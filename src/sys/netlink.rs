@@ -1,5 +1,6 @@
 //! Netlink: requests as bytes, answers as errors (netlink(7), RFC 3549).
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -21,8 +22,12 @@ pub const NLM_F_EXCL: u16 = 0x200;
 pub const NLM_F_CREATE: u16 = 0x400;
 /// include/uapi/linux/netlink.h: the attribute consists of attributes.
 const NLA_F_NESTED: u16 = 0x8000;
+/// include/uapi/linux/netlink.h: all objects of a kind.
+const NLM_F_DUMP: u16 = 0x300;
 /// include/uapi/linux/netlink.h: an acknowledgement, which is an error of 0.
 const NLMSG_ERROR: u16 = 2;
+/// include/uapi/linux/netlink.h: the end of a dump, with an error that is usually 0.
+const NLMSG_DONE: u16 = 3;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -111,6 +116,11 @@ impl NetlinkSocket {
         Self::open(SockProtocol::NetlinkRoute)
     }
 
+    /// Opens a socket for facts about sockets (sock_diag(7)).
+    pub fn sock_diag() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkSockDiag)
+    }
+
     fn open(protocol: SockProtocol) -> io::Result<Self> {
         Ok(Self(socket(
             AddressFamily::Netlink,
@@ -118,6 +128,29 @@ impl NetlinkSocket {
             SockFlag::SOCK_CLOEXEC,
             protocol,
         )?))
+    }
+
+    /// Asks for all objects of a kind; `header` is the fixed part of the request. Returns what each message of the
+    /// answer holds.
+    pub fn dump(&self, kind: u16, header: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let mut request = Batch::default();
+        request.request(kind, NLM_F_DUMP, header, |_| {});
+        send(self.0.as_raw_fd(), &request.bytes, MsgFlags::empty())?;
+        let mut objects = Vec::new();
+        let mut buf = vec![0; 65536];
+        loop {
+            let len = recv(self.0.as_raw_fd(), &mut buf, MsgFlags::empty())?;
+            for (kind, payload) in messages(&buf[..len]) {
+                if !matches!(kind, NLMSG_DONE | NLMSG_ERROR) {
+                    objects.push(payload.to_vec());
+                    continue;
+                }
+                return match error(payload) {
+                    Some(error) if error < 0 => Err(io::Error::from_raw_os_error(-error)),
+                    _ => Ok(objects),
+                };
+            }
+        }
     }
 
     /// Sends the batch and reads every answer; the first error is returned. At least one request must set
@@ -158,20 +191,43 @@ impl NetlinkSocket {
     }
 }
 
-/// The error numbers (0 or negative) of the acknowledgements in a datagram from the kernel.
-fn answers(mut datagram: &[u8]) -> Vec<c_int> {
-    let mut errors = Vec::new();
+/// The messages of a datagram from the kernel: their types, and what follows their headers.
+fn messages(mut datagram: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut found = Vec::new();
     while let Some((header, rest)) = datagram.split_first_chunk::<HEADER>() {
         let [l0, l1, l2, l3, k0, k1, ..] = *header;
-        let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        if let (NLMSG_ERROR, Some(error)) = (u16::from_ne_bytes([k0, k1]), rest.first_chunk()) {
-            errors.push(c_int::from_ne_bytes(*error));
-        }
-        datagram = datagram
-            .get(len.next_multiple_of(4).max(HEADER)..)
-            .unwrap_or_default();
+        let len = (u32::from_ne_bytes([l0, l1, l2, l3]) as usize).max(HEADER);
+        let payload = rest.get(..len - HEADER).unwrap_or(rest);
+        found.push((u16::from_ne_bytes([k0, k1]), payload));
+        datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
-    errors
+    found
+}
+
+/// The error number (0 or negative) with which an acknowledgement begins.
+fn error(payload: &[u8]) -> Option<c_int> {
+    payload.first_chunk().map(|e| c_int::from_ne_bytes(*e))
+}
+
+/// The error numbers of the acknowledgements in a datagram from the kernel.
+fn answers(datagram: &[u8]) -> Vec<c_int> {
+    let acknowledgements = messages(datagram)
+        .into_iter()
+        .filter(|(kind, _)| *kind == NLMSG_ERROR);
+    acknowledgements.filter_map(|(_, p)| error(p)).collect()
+}
+
+/// The attributes of a message, by type; a later one of the same type wins. What is torn is left out.
+pub fn attributes(mut bytes: &[u8]) -> HashMap<u16, &[u8]> {
+    let mut found = HashMap::new();
+    while let Some(([l0, l1, k0, k1], rest)) = bytes.split_first_chunk() {
+        let len = usize::from(u16::from_ne_bytes([*l0, *l1])).max(4);
+        if let Some(value) = rest.get(..len - 4) {
+            found.insert(u16::from_ne_bytes([*k0, *k1]), value);
+        }
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
 }
 
 #[cfg(test)]
@@ -201,6 +257,20 @@ mod tests {
         assert_eq!(batch.bytes[16..24], nested.concat());
         assert_eq!(batch.bytes[24..28], *b"ab\0\0");
         assert_eq!(batch.bytes[32..36], [0, 0, 0, 7]);
+    }
+
+    #[test]
+    fn attributes_are_found_again() {
+        let mut batch = Batch::default();
+        batch.request(0x10, 0, &[], |a| {
+            a.put_name(2, "ab");
+            a.put_be32(3, 7);
+        });
+        let found = attributes(&batch.bytes[HEADER..]);
+        assert_eq!(found[&2], b"ab\0");
+        assert_eq!(found[&3], [0, 0, 0, 7]);
+        assert_eq!(attributes(&batch.bytes[HEADER..HEADER + 10]).len(), 1);
+        assert_eq!(attributes(&[0; 7]).len(), 1);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use libc::pid_t;
 
 use super::network::Revival;
 use super::plan::{self, Plan};
-use super::res::fd::Workshop;
+use super::res::fd::{Workshop, unix};
 use super::{Error, Puppet as FirstPuppet, Result};
 use crate::image::dir;
 use crate::image::format;
@@ -91,6 +91,7 @@ impl Plan {
             elapsed: (clock::realtime() as u64).saturating_sub(then),
             network: Revival::prepare(first.pid, &mut self.tree)?,
             pipes: HashMap::new(),
+            unix: unix::Wiring::prepare(&mut self.tree),
         };
         let main = Puppet::seize(first.pid, self.stage)?;
         let mut init = Built::adopt(first.pid, main)?;

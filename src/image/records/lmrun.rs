@@ -96,10 +96,10 @@ pub struct LmrunDigest {
     pub digest: String,
 }
 
-/// More about an internet socket.
+/// More about a socket.
 #[derive(Clone, PartialEq, Eq, ::prost::Message)]
 pub struct LmrunSocket {
-    /// As in `inet_sk_entry`.
+    /// As in `inet_sk_entry` or `unix_sk_entry`.
     #[prost(uint32, required, tag = "1")]
     pub id: u32,
     /// Who owns the socket: SO_REUSEPORT shares a port only among sockets of one user.

@@ -241,6 +241,9 @@ pub struct SkPacketEntry {
     pub id_for: u32,
     #[prost(uint32, required, tag = "2")]
     pub length: u32,
+    /// The name of the sender's socket, as in `sun_path`, if it has one. (CRIU reserves the number for it.)
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub addr: Option<Vec<u8>>,
     #[prost(message, repeated, tag = "4")]
     pub scm: Vec<ScmEntry>,
 }

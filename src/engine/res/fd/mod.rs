@@ -9,6 +9,7 @@ pub mod regular;
 pub mod sockopts;
 pub mod tcp;
 pub mod timerfd;
+pub mod unix;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -96,6 +97,7 @@ pub struct Collected {
     pub socket_queues: Vec<(SkPacketEntry, Vec<u8>)>,
     pub socket_extras: Vec<LmrunSocket>,
     pub(crate) pipes: BTreeMap<u32, pipe::Seen>,
+    pub(crate) unix: unix::Seen,
 }
 
 /// What kinds share while files are created.
@@ -110,6 +112,7 @@ pub struct Workshop {
     /// Nanoseconds of real time since the checkpoint.
     pub elapsed: u64,
     pub(crate) pipes: HashMap<u32, pipe::Ends>,
+    pub unix: unix::Wiring,
 }
 
 /// One kind of open file.
@@ -192,12 +195,14 @@ fd_kinds! {
     epoll::Epoll,
     timerfd::TimerFd,
     inet::TcpSocket,
+    unix::UnixSocket,
 }
 
 impl Workshop {
     /// Closes what was kept until all files are made.
     pub fn close(&mut self) {
         self.pipes.clear();
+        self.unix.close();
         self.external.clear();
     }
 

@@ -13,6 +13,10 @@ use crate::sys::sockopt;
 const SO_BUF_LOCK: c_int = 72;
 /// include/uapi/asm-generic/socket.h, since 4.14.
 const SO_ZEROCOPY: c_int = 60;
+/// include/uapi/asm-generic/socket.h, since 6.5; unix sockets alone.
+const SO_PASSPIDFD: c_int = 76;
+/// include/uapi/asm-generic/socket.h, since 6.16; unix sockets alone. Kernels before do what 1 means.
+const SO_PASSRIGHTS: c_int = 83;
 
 /// An option could not be read or set.
 #[derive(Debug, thiserror::Error)]
@@ -293,14 +297,16 @@ fn set_all<const N: usize>(
     Ok(())
 }
 
-/// Options of internet stream sockets that are one int, readable and settable at any time, and not in CRIU's
+/// Options of stream and unix sockets that are one int, readable and settable at any time, and not in CRIU's
 /// records. In the order in which they are set. include/uapi/{asm-generic/socket,linux/in,linux/in6,linux/tcp}.h.
-const MORE: [(c_int, c_int); 26] = [
+const MORE: [(c_int, c_int); 28] = [
     (SOL_SOCKET, libc::SO_TIMESTAMP),
     (SOL_SOCKET, libc::SO_TIMESTAMPNS),
     (SOL_SOCKET, libc::SO_PEEK_OFF),
     (SOL_SOCKET, libc::SO_BUSY_POLL),
     (SOL_SOCKET, SO_ZEROCOPY),
+    (SOL_SOCKET, SO_PASSPIDFD),
+    (SOL_SOCKET, SO_PASSRIGHTS),
     (IPPROTO_IP, libc::IP_TRANSPARENT),
     (IPPROTO_IP, libc::IP_MTU_DISCOVER),
     (IPPROTO_IP, libc::IP_RECVERR),
@@ -331,7 +337,7 @@ const BEFORE_BIND: [(c_int, c_int); 3] = [
     (IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
 ];
 
-/// Reads what CRIU's records lack of a TCP socket, as far as this kernel and this family have it; `id` is
+/// Reads what CRIU's records lack of a TCP or unix socket, as far as this kernel and this family have it; `id` is
 /// left to the caller.
 pub fn dump_more(fd: BorrowedFd<'_>, uid: u32) -> Result<LmrunSocket> {
     let v6 = get(fd, SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_INET6 as u32;
@@ -340,12 +346,14 @@ pub fn dump_more(fd: BorrowedFd<'_>, uid: u32) -> Result<LmrunSocket> {
         if level == IPPROTO_IPV6 && !v6 {
             continue;
         }
-        if let Some(value) = get_known(fd, level, name)? {
+        let value = get_known(fd, level, name)?;
+        if let Some(value) = value.filter(|v| (name, *v) != (SO_PASSRIGHTS, 1)) {
             let (level, name) = (level as u32, name as u32);
             options.push(LmrunSockOpt { level, name, value });
         }
     }
-    let congestion = Some(congestion(fd)?);
+    let tcp = get(fd, SOL_SOCKET, libc::SO_PROTOCOL)? == IPPROTO_TCP as u32;
+    let congestion = tcp.then(|| congestion(fd)).transpose()?;
     Ok(LmrunSocket {
         id: 0,
         uid,
