@@ -1,11 +1,12 @@
 //! Sockets that go from one namespace to another.
 
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use lmrun::engine::netlock::Nft;
-use lmrun::engine::res::fd::tcp::{self, Kind, Stream};
+use lmrun::engine::res::fd::tcp::{self, Facts, Kind, Stream};
 use lmrun::sys::segment::RawTcp;
 use lmrun::sys::tcp::max_segment;
 
@@ -200,4 +201,59 @@ fn ipv6_unacked_queue() {
 #[test]
 fn ipv4_mapped_into_ipv6() {
     stream_survives("::", HERE[0], Queues::Unacked);
+}
+
+/// A server with many clients: all within one bracket.
+#[test]
+fn many_connections_in_one_bracket() {
+    if !able() {
+        return;
+    }
+    const COUNT: usize = 200;
+    let net = Triangle::new();
+    let listener = net.a.run(|| TcpListener::bind((HERE[0], PORT)).expect("bind"));
+    let (here, peers): (Vec<TcpStream>, Vec<TcpStream>) = net.b.run(|| {
+        let pair = |_| {
+            let peer = TcpStream::connect((HERE[0], PORT)).expect("connect");
+            (listener.accept().expect("accept").0, peer)
+        };
+        (0..COUNT).map(pair).unzip()
+    });
+    for (i, mut peer) in peers.iter().enumerate() {
+        peer.write_all(&[i as u8; 100]).expect("send");
+    }
+    let (nft, raw) = (Nft::open(net.a.fd()).unwrap(), RawTcp::open(net.c.fd()).unwrap());
+    let mut times = vec![("", Instant::now())];
+    let facts: Vec<Facts> = here.iter().map(|h| tcp::facts(h.as_fd()).expect("facts")).collect();
+    times.push(("facts", Instant::now()));
+    let connections: Vec<_> = facts.iter().map(|f| tcp::connection(&f.entry).unwrap()).collect();
+    let lock = nft.lock("net-bracket", &connections).expect("lock");
+    times.push(("lock", Instant::now()));
+    let read = |h: &TcpStream| {
+        tcp::enter_repair(h.as_fd()).expect("repair");
+        tcp::read_stream(h.as_fd()).expect("stream")
+    };
+    let streams: Vec<Stream> = here.iter().map(read).collect();
+    times.push(("read", Instant::now()));
+    let silent: Vec<_> = net.c.run(|| {
+        let create = |(f, s): (&Facts, Stream)| tcp::create_established(&f.entry, Some(&f.more), s);
+        facts.iter().zip(streams).map(create).map(|s| s.expect("create")).collect()
+    });
+    times.push(("create", Instant::now()));
+    net.route("to-c");
+    times.push(("route", Instant::now()));
+    let live: Vec<_> = silent.into_iter().map(|s| s.go_live(&raw).expect("go live")).collect();
+    times.push(("go live", Instant::now()));
+    for pair in times.windows(2) {
+        println!("{COUNT} connections: {} {:?}", pair[1].0, pair[1].1 - pair[0].1);
+    }
+    drop((here, lock));
+    for (i, (socket, mut peer)) in live.into_iter().zip(&peers).enumerate() {
+        let mut socket = TcpStream::from(socket);
+        let mut bytes = [0; 100];
+        socket.read_exact(&mut bytes).expect("what was queued");
+        assert_eq!(bytes, [i as u8; 100]);
+        socket.write_all(&bytes).expect("answer");
+        peer.read_exact(&mut bytes).expect("answer");
+    }
 }
