@@ -1,18 +1,19 @@
-//! The guard: a small child that ends TCP_REPAIR if the driver cannot.
+//! The guard: a small process beside the driver that ends TCP_REPAIR if the driver cannot.
 //!
 //! The mode belongs to the socket: it stays when the process that set it is killed, and a connection in it is
-//! silent for ever. So before the first socket enters the mode, a child holds it too. When the driver ends without
-//! having dismissed it, the child lets the connections go on.
+//! silent for ever. So before the first socket enters the mode, the guard holds it too. When the driver ends without
+//! having dismissed it, the guard lets the connections go on.
+//!
+//! What takes the kernel long to close is its business as well ([`Guard::keep`]): it outlives the driver by that.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::SOL_SOCKET;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
-use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getpid, getppid, setsid};
+use nix::unistd::{chdir, getpid, setsid};
 
 use crate::sys::pidfd::PidFd;
 use crate::sys::{fdpass, fds, fork, sockopt, tcp};
@@ -32,44 +33,51 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     }
 }
 
-/// A child that watches this process. Dropped, it goes away and touches nothing, like [`Guard::dismiss`].
+/// The driver's messages, one byte each. The guard answers those that bring descriptors with the same byte.
+const WATCH: u8 = b'w';
+const KEEP: u8 = b'k';
+const DISMISS: u8 = b'd';
+
+/// A process that watches this one. Dropped, it goes away and touches nothing, like [`Guard::dismiss`].
 #[derive(Debug)]
-pub struct Guard {
-    pid: Pid,
-    socket: OwnedFd,
-}
+pub struct Guard(OwnedFd);
 
 impl Guard {
-    /// Forks the guard; the caller should have a single thread. Before any container is frozen.
+    /// Forks the guard, before any container is frozen; the caller should have a single thread.
     pub fn spawn() -> Result<Self, Error> {
-        let (socket, theirs) = socketpair(
+        let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
             None,
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(failed("socketpair"))?;
-        let driver = getpid();
-        let pid = fork::child(|| watch(driver, theirs)).map_err(failed("fork"))?;
-        Ok(Self { pid, socket })
+        let driver = PidFd::open(getpid().as_raw()).map_err(failed("pidfd_open"))?;
+        fork::orphan(|| watch(&driver, theirs.as_fd())).map_err(failed("fork"))?;
+        Ok(Self(ours))
     }
 
     /// Hands over `sockets`, which must not be in repair mode yet. When this returns they are safe.
     pub fn watch(&self, sockets: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        for some in sockets.chunks(fdpass::MAX_FDS) {
-            fdpass::send(self.socket.as_fd(), &[0], some).map_err(failed("send"))?;
-            let mut ack = [0];
-            match recv(self.socket.as_raw_fd(), &mut ack, MsgFlags::empty()) {
-                Ok(1) => {}
-                Ok(_) => {
-                    return Err(failed("has died")(io::Error::from(
-                        io::ErrorKind::UnexpectedEof,
-                    )));
-                }
-                Err(e) => return Err(failed("receive")(e)),
-            }
+        sockets
+            .chunks(fdpass::MAX_FDS)
+            .try_for_each(|some| self.hand_over(WATCH, some))
+    }
+
+    /// Hands over a duplicate of something that the kernel takes long to close when nobody else has it any more.
+    pub fn keep(&self, slow: BorrowedFd<'_>) -> Result<(), Error> {
+        self.hand_over(KEEP, &[slow])
+    }
+
+    fn hand_over(&self, message: u8, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        fdpass::send(self.0.as_fd(), &[message], fds).map_err(failed("send"))?;
+        match recv(self.0.as_raw_fd(), &mut [0], MsgFlags::empty()) {
+            Ok(1) => Ok(()),
+            Ok(_) => Err(failed("has died")(io::Error::from(
+                io::ErrorKind::UnexpectedEof,
+            ))),
+            Err(e) => Err(failed("receive")(e)),
         }
-        Ok(())
     }
 
     /// Ends the guard: the sockets are out of repair mode, or shall stay in it until they are closed.
@@ -78,9 +86,8 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Both can only say that the guard is gone already.
-        let _ = kill(self.pid, Signal::SIGKILL);
-        let _ = waitpid(self.pid, None);
+        // It can only fail if the guard is gone already.
+        let _ = fdpass::send(self.0.as_fd(), &[DISMISS], &[]);
     }
 }
 
@@ -91,43 +98,52 @@ struct Watched {
 }
 
 /// The guard's life; returns its exit status.
-fn watch(driver: Pid, socket: OwnedFd) -> i32 {
+fn watch(driver: &PidFd, socket: BorrowedFd<'_>) -> i32 {
     let mut watched = Vec::new();
-    if follow(driver, socket.as_fd(), &mut watched).is_err() {
-        return 1;
+    match follow(driver, socket, &mut watched) {
+        Ok(End::Dismissed) => 0,
+        Ok(End::Alone) | Err(_) => i32::from(watched.iter().map(restore).any(|r| r.is_err())),
     }
-    i32::from(watched.iter().map(restore).filter(Result::is_err).count() > 0)
 }
 
-/// Takes what is handed over, until the driver has ended.
-fn follow(driver: Pid, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) -> io::Result<()> {
-    fds::close_all_except(&[socket])?;
+/// Why there is nothing to follow any more.
+enum End {
+    Dismissed,
+    /// The driver has ended without a word.
+    Alone,
+}
+
+/// Takes what is handed over.
+fn follow(driver: &PidFd, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) -> io::Result<End> {
+    fds::close_all_except(&[socket, driver.as_fd()])?;
     // Whoever kills the driver's group or its terminal shall not kill its guard.
     setsid()?;
+    chdir("/")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     nix::sys::prctl::set_name(c"lmrun-guard")?;
-    // The socket is not enough: other children of the driver may hold its end, too.
-    let life = PidFd::open(driver.as_raw())?;
-    while getppid() == driver {
-        let mut polled = [
-            PollFd::new(socket, PollFlags::POLLIN),
-            PollFd::new(life.as_fd(), PollFlags::POLLIN),
-        ];
+    let mut kept = Vec::new();
+    loop {
+        // The socket is not enough: other children of the driver may hold its end, too.
+        let mut polled = [socket, driver.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         poll(&mut polled, PollTimeout::NONE)?;
-        if polled[1].any() == Some(true) {
-            break;
+        if polled[0].any() != Some(true) {
+            return Ok(End::Alone);
         }
-        let (len, sockets) = fdpass::receive(socket, &mut [0])?;
-        if len == 0 {
-            break;
+        let mut message = [0];
+        let (len, fds) = fdpass::receive(socket, &mut message)?;
+        match (len, message[0]) {
+            (0, _) => return Ok(End::Alone),
+            (_, DISMISS) => return Ok(End::Dismissed),
+            (_, WATCH) => {
+                for socket in fds {
+                    let reuse = sockopt::get_int(socket.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR)?;
+                    watched.push(Watched { socket, reuse });
+                }
+            }
+            (_, _) => kept.extend(fds),
         }
-        for socket in sockets {
-            let reuse = sockopt::get_int(socket.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR)?;
-            watched.push(Watched { socket, reuse });
-        }
-        send(socket.as_raw_fd(), &[0], MsgFlags::MSG_NOSIGNAL)?;
+        send(socket.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL)?;
     }
-    Ok(())
 }
 
 /// Lets the connection go on if it is silent.

@@ -13,7 +13,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::sys::netlink::{Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
@@ -72,6 +72,12 @@ pub enum Error {
 /// The packet filter of one network namespace. To open it takes a thread (some 50 us): do that before the freeze.
 #[derive(Debug)]
 pub struct Nft(NetlinkSocket);
+
+impl AsFd for Nft {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Nft {
     /// Opens the filter of `netns`, an open `/proc/PID/ns/net`. To use it needs CAP_NET_ADMIN there.
@@ -136,7 +142,7 @@ impl Nft {
     }
 }
 
-/// A lock that is in force. Must be released; dropping it does that too, but takes some 10 ms.
+/// A lock that is in force. Must be released; when the last duplicate of its [`Nft`] is closed it ends, too.
 #[derive(Debug)]
 #[must_use = "the lock ends when this is dropped"]
 pub struct NetLock {
@@ -145,7 +151,8 @@ pub struct NetLock {
 }
 
 impl NetLock {
-    /// Lets the segments pass again. Dropping the [`Nft`] takes some 10 ms: do that where nobody waits.
+    /// Lets the segments pass again. To close the last duplicate of the [`Nft`] takes the kernel some 10 ms: leave that to
+    /// somebody for whom nobody waits.
     pub fn release(self) -> Result<Nft, Error> {
         let mut batch = Batch::default();
         begin(&mut batch);

@@ -10,7 +10,8 @@ use libc::pid_t;
 use super::collect::Collection;
 use super::guard::Guard;
 use super::netlock::{Connection, NetLock, Nft};
-use super::res::fd::tcp::{self, Kind, Silent, Stream};
+use super::res::fd::tcp::{self, Kind};
+use super::res::fd::tcp_stream::{self, Silent, Stream};
 use super::tree::{self, Tree};
 use super::{Error, Result, Subject};
 use crate::image::records::lmrun::LmrunSocket;
@@ -39,6 +40,7 @@ impl Watch {
         }
         let guard = Guard::spawn()?;
         let nft = Nft::open(netns_of(subject.init)?.as_fd())?;
+        guard.keep(nft.as_fd())?;
         Ok(Watch(Some(Tools { id: subject.id.clone(), guard, nft })))
     }
 
@@ -46,7 +48,7 @@ impl Watch {
     pub fn enter(self, all: &mut Collection) -> Result<Bracket> {
         let mut connected: Vec<(u32, Connection, SkOptsEntry)> = Vec::new();
         for e in all.files.all.files.iter().filter_map(|f| f.isk.as_ref()) {
-            if Kind::of(e).map_err(|source| Error::Socket { id: e.id, source })? == Kind::Connected {
+            if Kind::of(e).map_err(|source| Error::Socket { id: e.id, source })?.has_peer() {
                 let c = tcp::connection(e).map_err(|source| Error::Socket { id: e.id, source })?;
                 connected.push((e.id, c, e.opts.clone()));
             }
@@ -85,15 +87,10 @@ impl Locked {
             let failed = |source| Error::Socket { id: *id, source };
             let entry = all.files.all.files.iter_mut().find(|f| f.id == *id).and_then(|f| f.isk.as_mut());
             let Some(entry) = entry else { continue };
-            // The peer may have closed or reset it since it was collected.
-            let now = tcp::facts(socket.as_fd()).map_err(failed)?;
-            (entry.state, entry.shutdown) = (now.entry.state, now.entry.shutdown);
-            if now.kind != Kind::Connected {
-                continue;
+            tcp_stream::enter_repair(socket.as_fd()).map_err(failed)?;
+            if let Some(Stream { entry: stream, inq, outq }) = tcp_stream::read(socket.as_fd(), entry).map_err(failed)? {
+                all.tree.streams.insert(entry.ino, (stream, [inq, outq].concat()));
             }
-            tcp::enter_repair(socket.as_fd()).map_err(failed)?;
-            let Stream { entry: stream, inq, outq } = tcp::read_stream(socket.as_fd()).map_err(failed)?;
-            all.tree.streams.insert(entry.ino, (stream, [inq, outq].concat()));
         }
         Ok(())
     }
@@ -101,7 +98,7 @@ impl Locked {
     fn end_repair(&mut self) -> Result<()> {
         let mut first = Ok(());
         for (socket, opts) in self.sockets.drain(..) {
-            let left = tcp::leave_repair(socket.as_fd(), &opts).map_err(|source| Error::Socket { id: 0, source });
+            let left = tcp_stream::leave_repair(socket.as_fd(), &opts).map_err(|source| Error::Socket { id: 0, source });
             first = first.and(left);
         }
         self.guard = None;
@@ -158,22 +155,62 @@ pub struct Revival {
     netns: File,
     streams: BTreeMap<u32, tree::Stream>,
     extras: HashMap<u32, LmrunSocket>,
-    raw: Option<RawTcp>,
     silent: Vec<Silent>,
+    quiet: Option<Quiet>,
+}
+
+/// Keeps peers away from connections that are not all there yet: the kernel would answer with a reset.
+#[derive(Debug)]
+struct Quiet {
+    raw: RawTcp,
+    lock: NetLock,
+    /// Only to close the lock's socket, see [`Guard::keep`].
+    guard: Guard,
+    /// The container whose connections are held in this namespace since it left.
     held: Option<String>,
+}
+
+impl Quiet {
+    fn prepare(netns: BorrowedFd<'_>, connections: &[Connection], held: Option<String>) -> Result<Quiet> {
+        let raw = RawTcp::open(netns).map_err(Error::system("open raw sockets"))?;
+        let guard = Guard::spawn()?;
+        let nft = Nft::open(netns)?;
+        guard.keep(nft.as_fd())?;
+        Ok(Quiet { raw, lock: nft.lock("restore", connections)?, guard, held })
+    }
+
+    fn end(self, silent: Vec<Silent>) -> Result<()> {
+        let nft = self.lock.release()?;
+        if let Some(id) = self.held {
+            nft.unhold(&id)?;
+        }
+        for silent in silent {
+            let id = silent.id();
+            silent.go_live(&self.raw).map_err(|source| Error::Socket { id, source })?;
+        }
+        self.guard.dismiss();
+        Ok(())
+    }
 }
 
 impl Revival {
     /// `first` is a process in the container's network namespace.
     pub fn prepare(first: pid_t, tree: &mut Tree) -> Result<Revival> {
         let netns = netns_of(first)?;
-        let streams = std::mem::take(&mut tree.streams);
-        let raw = match streams.is_empty() {
+        let connections = tree
+            .files
+            .iter()
+            .filter_map(|f| f.isk.as_ref())
+            .filter(|e| Kind::of(e).is_ok_and(Kind::has_peer))
+            .map(|e| tcp::connection(e).map_err(|source| Error::Socket { id: e.id, source }))
+            .collect::<Result<Vec<Connection>>>()?;
+        let quiet = match connections.is_empty() {
             true => None,
-            false => Some(RawTcp::open(netns.as_fd()).map_err(Error::system("open raw sockets"))?),
+            false => Some(Quiet::prepare(netns.as_fd(), &connections, tree.extra.network_lock.clone())?),
         };
+        let streams = std::mem::take(&mut tree.streams);
         let extras = tree.extra.sockets.iter().map(|s| (s.id, s.clone())).collect();
-        Ok(Revival { netns, streams, extras, raw, silent: Vec::new(), held: tree.extra.network_lock.clone() })
+        Ok(Revival { netns, streams, extras, silent: Vec::new(), quiet })
     }
 
     /// The container's network namespace.
@@ -195,8 +232,9 @@ impl Revival {
             Stream { entry, inq, outq }
         });
         let make = || match (kind, stream) {
-            (Kind::Connected, Some(stream)) => tcp::create_established(e, more, stream).map(Made::Silent),
+            (Kind::Connected, Some(stream)) => tcp_stream::create(e, more, stream).map(Made::Silent),
             (Kind::Connected, None) => Err(tcp::Error::Image("a connection without queues")),
+            (Kind::Connecting, _) => tcp_stream::create_connecting(e, more).map(Made::Silent),
             (Kind::Listening, _) => tcp::create_listening(e, more).map(Made::Speaking),
             (Kind::Unconnected, _) => tcp::create_unconnected(e, more).map(Made::Speaking),
         };
@@ -213,16 +251,7 @@ impl Revival {
 
     /// Lets all connections go on, and their peers know.
     pub fn go_live(&mut self) -> Result<()> {
-        if self.silent.is_empty() {
-            return Ok(());
-        }
-        if let Some(id) = self.held.take() {
-            Nft::open(self.netns.as_fd())?.unhold(&id)?;
-        }
-        let Some(raw) = &self.raw else { return Ok(()) };
-        for silent in self.silent.drain(..) {
-            silent.go_live(raw).map_err(|source| Error::Socket { id: 0, source })?;
-        }
-        Ok(())
+        let silent = std::mem::take(&mut self.silent);
+        self.quiet.take().map_or(Ok(()), |quiet| quiet.end(silent))
     }
 }

@@ -114,17 +114,7 @@ impl Session {
     fn keep(self, subject: &Subject, token: String) -> Result<()> {
         let path = note_path(subject);
         let init = PidFd::open(subject.init).map_err(|e| Error::proc(subject.init, e))?;
-        let child = fork::child(|| {
-            // Once more, so that nobody has to wait for it.
-            let grandchild = fork::child(|| i32::from(self.stay(&init, &path, token).is_err()));
-            i32::from(grandchild.is_err())
-        });
-        let child = child.map_err(Error::system("fork the keeper"))?;
-        let ended = nix::sys::wait::waitpid(child, None).map_err(|e| Error::system("fork the keeper")(e.into()))?;
-        match ended {
-            nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(()),
-            _ => Err(Error::system("fork the keeper")(io::ErrorKind::Other.into())),
-        }
+        fork::orphan(|| i32::from(self.stay(&init, &path, token).is_err())).map_err(Error::system("fork the keeper"))
     }
 
     /// The keeper's life.

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
 /// Forks; the child runs `work` and ends with the status that it returns, without unwinding and without
@@ -18,5 +19,15 @@ pub fn child(work: impl FnOnce() -> i32) -> io::Result<Pid> {
             // SAFETY: _exit(2) does not return.
             unsafe { libc::_exit(status) }
         }
+    }
+}
+
+/// As [`child`], but nobody has to wait for the process: it is the child of a child that has ended, and so becomes
+/// that of init or of a subreaper.
+pub fn orphan(work: impl FnOnce() -> i32) -> io::Result<()> {
+    let middle = child(|| i32::from(child(work).is_err()))?;
+    match waitpid(middle, None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        _ => Err(io::ErrorKind::Other.into()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
 use nix::errno::Errno;
@@ -104,6 +104,12 @@ impl Attributes<'_> {
 /// A netlink socket; it belongs to the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct NetlinkSocket(OwnedFd);
+
+impl AsFd for NetlinkSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl NetlinkSocket {
     /// Opens a socket of the netfilter family.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use lmrun::engine::netlock::Nft;
-use lmrun::engine::res::fd::tcp;
+use lmrun::engine::res::fd::{tcp, tcp_stream};
 use lmrun::sys::tcp::{info, state};
 
 use crate::able;
@@ -74,11 +74,12 @@ fn the_peer_closes_meanwhile() {
     peer.write_all(b"bye").unwrap();
     peer.shutdown(Shutdown::Write).unwrap();
     reaches(&here, "CLOSE_WAIT");
-    tcp::enter_repair(here.as_fd()).unwrap();
-    let stream = tcp::read_stream(here.as_fd()).unwrap();
-    entry.state = tcp::facts(here.as_fd()).unwrap().entry.state;
+    tcp_stream::enter_repair(here.as_fd()).unwrap();
+    let stream = tcp_stream::read(here.as_fd(), &mut entry)
+        .unwrap()
+        .expect("open");
     assert_eq!((entry.state, stream.inq.len()), (state::CLOSE_WAIT, 3));
-    tcp::leave_repair(here.as_fd(), &entry.opts).unwrap();
+    tcp_stream::leave_repair(here.as_fd(), &entry.opts).unwrap();
     assert_eq!(read_to_end(&here), "bye");
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use lmrun::engine::guard::Guard;
 use lmrun::engine::netlock::Nft;
-use lmrun::engine::res::fd::tcp;
+use lmrun::engine::res::fd::{tcp, tcp_stream};
 use lmrun::sys::{fork, sockopt, tcp as repair};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -35,7 +35,7 @@ fn the_driver_is_killed_in_the_bracket() {
         .expect("child");
         guard.watch(&[here.as_fd()]).expect("watch");
         let lock = Nft::open(net.a.fd()).and_then(|nft| nft.lock("net-guard", &[connection]));
-        tcp::enter_repair(here.as_fd()).expect("repair");
+        tcp_stream::enter_repair(here.as_fd()).expect("repair");
         std::thread::sleep(Duration::from_secs(60));
         drop(lock);
         1
@@ -88,7 +88,7 @@ fn dismissed_it_touches_nothing() {
     let sockets = [here.as_fd(); 600];
     guard.watch(&sockets).expect("watch");
     let watched = start.elapsed() - spawned;
-    tcp::enter_repair(here.as_fd()).expect("repair");
+    tcp_stream::enter_repair(here.as_fd()).expect("repair");
     let start = Instant::now();
     guard.dismiss();
     println!(

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use lmrun::engine::netlock::Nft;
-use lmrun::engine::res::fd::tcp::{self, Facts, Kind, Stream};
+use lmrun::engine::res::fd::tcp::{self, Facts, Kind};
+use lmrun::engine::res::fd::tcp_stream::{self, Stream};
 use lmrun::sys::segment::RawTcp;
 use lmrun::sys::tcp::max_segment;
 
@@ -41,7 +42,7 @@ pub struct Moved {
 pub fn move_connection(net: &Triangle, socket: impl Into<OwnedFd>, frozen: Duration) -> Moved {
     let old: OwnedFd = socket.into();
     let segment = max_segment(old.as_fd()).expect("mss");
-    let facts = tcp::facts(old.as_fd()).expect("facts");
+    let mut facts = tcp::facts(old.as_fd()).expect("facts");
     assert_eq!(facts.kind, Kind::Connected);
     let connection = tcp::connection(&facts.entry).expect("connection");
     let (nft, raw) = (
@@ -52,11 +53,13 @@ pub fn move_connection(net: &Triangle, socket: impl Into<OwnedFd>, frozen: Durat
     let start = Instant::now();
     let lock = nft.lock("net-move", &[connection]).expect("lock");
     let locked = start.elapsed();
-    tcp::enter_repair(old.as_fd()).expect("repair");
-    let stream = tcp::read_stream(old.as_fd()).expect("stream");
+    tcp_stream::enter_repair(old.as_fd()).expect("repair");
+    let stream = tcp_stream::read(old.as_fd(), &mut facts.entry)
+        .expect("stream")
+        .expect("open");
     let read = start.elapsed();
     let silent = net.c.run(|| {
-        tcp::create_established(&facts.entry, Some(&facts.more), stream.clone()).expect("create")
+        tcp_stream::create(&facts.entry, Some(&facts.more), stream.clone()).expect("create")
     });
     let made = start.elapsed();
     net.route("to-c");
@@ -211,7 +214,9 @@ fn many_connections_in_one_bracket() {
     }
     const COUNT: usize = 200;
     let net = Triangle::new();
-    let listener = net.a.run(|| TcpListener::bind((HERE[0], PORT)).expect("bind"));
+    let listener = net
+        .a
+        .run(|| TcpListener::bind((HERE[0], PORT)).expect("bind"));
     let (here, peers): (Vec<TcpStream>, Vec<TcpStream>) = net.b.run(|| {
         let pair = |_| {
             let peer = TcpStream::connect((HERE[0], PORT)).expect("connect");
@@ -222,30 +227,53 @@ fn many_connections_in_one_bracket() {
     for (i, mut peer) in peers.iter().enumerate() {
         peer.write_all(&[i as u8; 100]).expect("send");
     }
-    let (nft, raw) = (Nft::open(net.a.fd()).unwrap(), RawTcp::open(net.c.fd()).unwrap());
+    let (nft, raw) = (
+        Nft::open(net.a.fd()).unwrap(),
+        RawTcp::open(net.c.fd()).unwrap(),
+    );
     let mut times = vec![("", Instant::now())];
-    let facts: Vec<Facts> = here.iter().map(|h| tcp::facts(h.as_fd()).expect("facts")).collect();
+    let mut facts: Vec<Facts> = here
+        .iter()
+        .map(|h| tcp::facts(h.as_fd()).expect("facts"))
+        .collect();
     times.push(("facts", Instant::now()));
-    let connections: Vec<_> = facts.iter().map(|f| tcp::connection(&f.entry).unwrap()).collect();
+    let connections: Vec<_> = facts
+        .iter()
+        .map(|f| tcp::connection(&f.entry).unwrap())
+        .collect();
     let lock = nft.lock("net-bracket", &connections).expect("lock");
     times.push(("lock", Instant::now()));
-    let read = |h: &TcpStream| {
-        tcp::enter_repair(h.as_fd()).expect("repair");
-        tcp::read_stream(h.as_fd()).expect("stream")
+    let read = |(h, f): (&TcpStream, &mut Facts)| {
+        tcp_stream::enter_repair(h.as_fd()).expect("repair");
+        tcp_stream::read(h.as_fd(), &mut f.entry)
+            .expect("stream")
+            .expect("open")
     };
-    let streams: Vec<Stream> = here.iter().map(read).collect();
+    let streams: Vec<Stream> = here.iter().zip(&mut facts).map(read).collect();
     times.push(("read", Instant::now()));
     let silent: Vec<_> = net.c.run(|| {
-        let create = |(f, s): (&Facts, Stream)| tcp::create_established(&f.entry, Some(&f.more), s);
-        facts.iter().zip(streams).map(create).map(|s| s.expect("create")).collect()
+        let create = |(f, s): (&Facts, Stream)| tcp_stream::create(&f.entry, Some(&f.more), s);
+        facts
+            .iter()
+            .zip(streams)
+            .map(create)
+            .map(|s| s.expect("create"))
+            .collect()
     });
     times.push(("create", Instant::now()));
     net.route("to-c");
     times.push(("route", Instant::now()));
-    let live: Vec<_> = silent.into_iter().map(|s| s.go_live(&raw).expect("go live")).collect();
+    let live: Vec<_> = silent
+        .into_iter()
+        .map(|s| s.go_live(&raw).expect("go live"))
+        .collect();
     times.push(("go live", Instant::now()));
     for pair in times.windows(2) {
-        println!("{COUNT} connections: {} {:?}", pair[1].0, pair[1].1 - pair[0].1);
+        println!(
+            "{COUNT} connections: {} {:?}",
+            pair[1].0,
+            pair[1].1 - pair[0].1
+        );
     }
     drop((here, lock));
     for (i, (socket, mut peer)) in live.into_iter().zip(&peers).enumerate() {

@@ -1,18 +1,20 @@
 //! What a process has set up: options, listening and unconnected sockets.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 use lmrun::engine::res::fd::tcp::{self, Facts, Kind};
+use lmrun::engine::res::fd::{address, tcp_stream};
+use lmrun::sys::segment::RawTcp;
 use lmrun::sys::sockopt::{get_int, set_bytes, set_int, set_words};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::able;
 use crate::moves::{connected, move_connection};
-use crate::net::{HERE, Triangle};
+use crate::net::{HERE, PEER, Triangle};
 
 /// Options and values that are not the defaults.
 const SET: [(c_int, c_int, c_int); 23] = [
@@ -147,7 +149,7 @@ fn unbound_v6(net: &Triangle, only: c_int) -> OwnedFd {
         let family = AddressFamily::Inet6;
         let new = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
         set_int(new.as_fd(), IPPROTO_IPV6, libc::IPV6_V6ONLY, only).unwrap();
-        lmrun::engine::res::fd::address::bind(new.as_fd(), "[::]:7001".parse().unwrap()).unwrap();
+        address::bind(new.as_fd(), "[::]:7001".parse().unwrap()).unwrap();
         nix::sys::socket::listen(&new, nix::sys::socket::Backlog::new(17).unwrap()).unwrap();
         new
     })
@@ -202,8 +204,7 @@ fn of_a_socket_without_connection() {
                     } else {
                         "[::]:7002"
                     };
-                    lmrun::engine::res::fd::address::bind(new.as_fd(), any.parse().unwrap())
-                        .unwrap();
+                    address::bind(new.as_fd(), any.parse().unwrap()).unwrap();
                 }
                 new
             });
@@ -241,4 +242,82 @@ fn of_a_connection_that_has_ended() {
         new.write(b"x").unwrap_err().kind(),
         std::io::ErrorKind::BrokenPipe
     );
+}
+
+/// A connection that was asked for is asked for again, and a process that waits for it gets it.
+#[test]
+fn of_a_connection_that_is_not_answered_yet() {
+    if !able() {
+        return;
+    }
+    for peer_ip in PEER {
+        let net = Triangle::new();
+        let peer = SocketAddr::new(peer_ip.parse().unwrap(), 9000);
+        let old = net.a.run(|| {
+            let family = if peer.is_ipv4() {
+                AddressFamily::Inet
+            } else {
+                AddressFamily::Inet6
+            };
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let new = socket(family, SockType::Stream, flags, None).unwrap();
+            // No route back: nobody answers.
+            net.b.command("ip", "link set to-a down");
+            let _ = address::connect(new.as_fd(), peer);
+            new
+        });
+        set_int(old.as_fd(), IPPROTO_TCP, libc::TCP_NODELAY, 1).unwrap();
+        let mut facts = tcp::facts(old.as_fd()).unwrap();
+        assert_eq!(facts.kind, Kind::Connecting);
+        assert_eq!(tcp::connection(&facts.entry).unwrap().remote, peer);
+        tcp_stream::enter_repair(old.as_fd()).unwrap();
+        assert_eq!(
+            tcp_stream::read(old.as_fd(), &mut facts.entry).unwrap(),
+            None
+        );
+        drop(old);
+        net.route("to-c");
+        let listener = net.b.run(|| TcpListener::bind(peer).unwrap());
+        let raw = RawTcp::open(net.c.fd()).unwrap();
+        let silent = net
+            .c
+            .run(|| tcp_stream::create_connecting(&facts.entry, Some(&facts.more)).unwrap());
+        let mut here = TcpStream::from(silent.go_live(&raw).unwrap());
+        let (mut there, from) = listener.accept().unwrap();
+        assert_eq!(from, tcp::connection(&facts.entry).unwrap().local);
+        there.write_all(b"welcome").unwrap();
+        here.read_exact(&mut [0; 7]).unwrap();
+        assert_eq!(
+            get_int(here.as_fd(), IPPROTO_TCP, libc::TCP_NODELAY).unwrap(),
+            1
+        );
+    }
+}
+
+/// More is unsent than the process would be allowed to add.
+#[test]
+fn unsent_data_above_the_low_water_mark() {
+    if !able() {
+        return;
+    }
+    let net = Triangle::new();
+    let (_listener, mut here, peer) = connected(&net, HERE[0], HERE[0]);
+    here.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    while let Ok(n) = here.write(&[7; 65536]) {
+        sent += n;
+    }
+    set_int(here.as_fd(), IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4096).unwrap();
+    let moved = move_connection(&net, here, Duration::ZERO);
+    assert!(moved.stream.entry.unsq_len.unwrap() > 16384);
+    assert_eq!(
+        get_int(moved.socket.as_fd(), IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT).unwrap(),
+        4096
+    );
+    TcpStream::from(moved.socket)
+        .shutdown(std::net::Shutdown::Write)
+        .unwrap();
+    let mut received = Vec::new();
+    (&peer).read_to_end(&mut received).unwrap();
+    assert_eq!(received, vec![7; sent]);
 }

@@ -4,28 +4,43 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nix::sys::socket::{
-    self, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage, getpeername, getsockname,
-};
+use nix::sys::socket::{self, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage, getsockname};
 
 use crate::image::records::sockets::InetSkEntry;
+use crate::sys::sockopt;
+
+/// include/uapi/asm-generic/socket.h.
+const SO_PEERNAME: libc::c_int = 28;
 
 /// The socket's own address.
 pub fn sock_name(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
-    address(getsockname(fd.as_raw_fd()))
-}
-
-/// The address that the socket is connected to.
-pub fn peer_name(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
-    address(getpeername(fd.as_raw_fd()))
-}
-
-fn address(found: nix::Result<SockaddrStorage>) -> io::Result<SocketAddr> {
-    let storage = found?;
+    let storage = getsockname::<SockaddrStorage>(fd.as_raw_fd())?;
     match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
         (Some(a), _) => Ok(SocketAddrV4::from(*a).into()),
         (_, Some(a)) => Ok(SocketAddrV6::from(*a).into()),
         _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// The address that the socket is connected to, or is about to: getpeername(2) gives the former only.
+pub fn peer_name(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    let mut buf = [0; 28];
+    // A struct sockaddr_in or sockaddr_in6; the kernel wants its exact length.
+    let family = sockopt::get_int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
+    let buf = if family == libc::AF_INET {
+        &mut buf[..16]
+    } else {
+        &mut buf[..]
+    };
+    sockopt::get_bytes(fd, libc::SOL_SOCKET, SO_PEERNAME, buf)?;
+    let port = u16::from_be_bytes([buf[2], buf[3]]);
+    match (buf.get(8..24), buf.get(24..28)) {
+        (Some(ip), Some(scope)) => {
+            let ip: [u8; 16] = std::array::from_fn(|i| ip[i]);
+            let scope = u32::from_ne_bytes(std::array::from_fn(|i| scope[i]));
+            Ok(SocketAddrV6::new(ip.into(), port, 0, scope).into())
+        }
+        _ => Ok((<[u8; 4]>::from([buf[4], buf[5], buf[6], buf[7]]), port).into()),
     }
 }
 

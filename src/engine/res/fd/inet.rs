@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use libc::c_int;
 
-use super::tcp::{self, Kind};
+use super::tcp;
 use super::{Collected, FdFacts, FdKind, Workshop, part};
 use crate::engine::{Error, Result};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry};
@@ -33,7 +33,7 @@ impl FdKind for TcpSocket {
             }
             Err(e) => return Err(Error::Socket { id, source: e }),
         };
-        if facts.kind == Kind::Connected && !all.keep_established {
+        if facts.kind.has_peer() && !all.keep_established {
             return f.refuse("is an established TCP connection", "use --tcp-established to keep it");
         }
         if facts.pending > 0 {

@@ -8,6 +8,7 @@ pub mod pipe;
 pub mod regular;
 pub mod sockopts;
 pub mod tcp;
+pub mod tcp_stream;
 pub mod timerfd;
 pub mod unix;
 

@@ -1,19 +1,12 @@
-//! TCP sockets: listening, connected (half-closed too), and not connected.
-//!
-//! A dump has two parts. [`facts`] reads what the process has set up and changes nothing; it may run
-//! long before the end. [`read_stream`] reads what the peers change all the time, in repair mode and under the network
-//! lock: the later and the shorter, the better. A restore has two parts as well: [`create_established`] makes a socket that
-//! is silent, [`Silent::go_live`] lets it speak.
+//! TCP sockets: what a process has set up. [`tcp_stream`](super::tcp_stream) has what goes through them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, listen, recv, send, shutdown,
-    socket,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, listen, shutdown, socket,
 };
 use nix::unistd::{Uid, fchown};
 
@@ -21,10 +14,9 @@ use super::{address, sockopts};
 use crate::engine::netlock::Connection;
 use crate::image::records::files::FownEntry;
 use crate::image::records::lmrun::LmrunSocket;
-use crate::image::records::sockets::{InetSkEntry, SkOptsEntry, SkShutdown, TcpStreamEntry};
-use crate::sys::segment::{RawTcp, Segment};
+use crate::image::records::sockets::{InetSkEntry, SkOptsEntry, SkShutdown};
 use crate::sys::sockopt;
-use crate::sys::tcp::{self, Queue, RepairOption, RepairWindow, state};
+use crate::sys::tcp::{self, state};
 
 /// A socket that cannot be dumped or restored.
 #[derive(Debug, thiserror::Error)]
@@ -44,10 +36,10 @@ pub enum Error {
     Option(#[from] sockopts::Error),
 }
 
-type Result<T> = std::result::Result<T, Error>;
+pub(super) type Result<T> = std::result::Result<T, Error>;
 
 /// Names the call that failed.
-fn call<T, E: Into<io::Error>>(
+pub(super) fn call<T, E: Into<io::Error>>(
     call: &'static str,
 ) -> impl FnOnce(std::result::Result<T, E>) -> Result<T> {
     move |result| {
@@ -63,8 +55,10 @@ fn call<T, E: Into<io::Error>>(
 pub enum Kind {
     /// [`create_listening`].
     Listening,
-    /// [`read_stream`] and [`create_established`]: both ends are known, one or both may have closed.
+    /// [`tcp_stream::create`](super::tcp_stream::create): both ends are known, one or both may have closed.
     Connected,
+    /// [`tcp_stream::create_connecting`](super::tcp_stream::create_connecting): the peer has not answered yet.
+    Connecting,
     /// [`create_unconnected`].
     Unconnected,
 }
@@ -75,6 +69,7 @@ impl Kind {
         match entry.state {
             state::LISTEN => Ok(Self::Listening),
             state::CLOSE => Ok(Self::Unconnected),
+            state::SYN_SENT => Ok(Self::Connecting),
             state::ESTABLISHED
             | state::FIN_WAIT1
             | state::FIN_WAIT2
@@ -86,10 +81,15 @@ impl Kind {
             }),
         }
     }
+
+    /// Whether it has a peer that must be kept away while it is read: [`tcp_stream`](super::tcp_stream).
+    pub fn has_peer(self) -> bool {
+        matches!(self, Self::Connected | Self::Connecting)
+    }
 }
 
 /// We have sent FIN, or are about to: it has the sequence number before `write_seq`.
-fn local_fin(state: u32) -> bool {
+pub(super) fn local_fin(state: u32) -> bool {
     matches!(
         state,
         state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK
@@ -97,12 +97,12 @@ fn local_fin(state: u32) -> bool {
 }
 
 /// The peer has not acknowledged our FIN.
-fn local_fin_unacked(state: u32) -> bool {
+pub(super) fn local_fin_unacked(state: u32) -> bool {
     local_fin(state) && state != state::FIN_WAIT2
 }
 
 /// The peer has sent FIN: it has the sequence number before `rcv_nxt`.
-fn remote_fin(state: u32) -> bool {
+pub(super) fn remote_fin(state: u32) -> bool {
     matches!(state, state::CLOSE_WAIT | state::CLOSING | state::LAST_ACK)
 }
 
@@ -163,7 +163,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts> {
     let local = call("getsockname")(address::sock_name(fd))?;
     (entry.src_addr, entry.src_port) = (address::words(local), local.port().into());
     let remote = match kind {
-        Kind::Connected => call("getpeername")(address::peer_name(fd))?,
+        Kind::Connected | Kind::Connecting => call("SO_PEERNAME")(address::peer_name(fd))?,
         Kind::Listening | Kind::Unconnected => address::unspecified(local),
     };
     (entry.dst_addr, entry.dst_port) = (address::words(remote), remote.port().into());
@@ -178,7 +178,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts> {
     match kind {
         Kind::Listening => entry.backlog = info.sacked,
         Kind::Unconnected => refuse_left_over(call("SIOCINQ")(sockopt::inq(fd))?)?,
-        Kind::Connected => {}
+        Kind::Connected | Kind::Connecting => {}
     }
     entry.shutdown = shut_down(fd, &entry)?.map(|s| s as i32);
     Ok(Facts {
@@ -194,7 +194,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts> {
 }
 
 /// Which directions the process has shut down, as far as the state does not tell.
-fn shut_down(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Option<SkShutdown>> {
+pub(super) fn shut_down(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Option<SkShutdown>> {
     let hung_up = call("poll")(sockopt::read_shut_down(fd))?;
     let write = local_fin(entry.state) || entry.state == state::CLOSE && hung_up;
     let read = hung_up && !remote_fin(entry.state);
@@ -214,41 +214,8 @@ pub fn connection(entry: &InetSkEntry) -> Result<Connection> {
     })
 }
 
-/// The queues of a connection. Neither counts a FIN.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stream {
-    pub entry: TcpStreamEntry,
-    pub inq: Vec<u8>,
-    pub outq: Vec<u8>,
-}
-
-/// Makes the socket silent and readable. A `guard` should know of it before.
-pub fn enter_repair(fd: BorrowedFd<'_>) -> Result<()> {
-    call("TCP_REPAIR")(tcp::repair_on(fd))
-}
-
-/// Lets the socket go on as before; `opts` are what [`facts`] has read.
-pub fn leave_repair(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
-    call("TCP_REPAIR")(tcp::repair_off(fd))?;
-    restore_reuse(fd, opts)
-}
-
-/// Reads the queues of a connected socket in repair mode. Its segments must be locked out; one that slipped in
-/// before is waited for.
-pub fn read_stream(fd: BorrowedFd<'_>) -> Result<Stream> {
-    for _ in 0..READ_TRIES {
-        let before = Lengths::read(fd)?;
-        let info = call("TCP_INFO")(tcp::info(fd))?;
-        let stream = read_queues(fd, before, info);
-        if Lengths::read(fd)? == before {
-            return stream;
-        }
-    }
-    Err(Error::Call { call: "reading the queues", source: io::ErrorKind::WouldBlock.into() })
-}
-
 /// Bytes that nobody has read yet have no connection any more with which they could be restored.
-fn refuse_left_over(inq: usize) -> Result<()> {
+pub(super) fn refuse_left_over(inq: usize) -> Result<()> {
     if inq == 0 {
         Ok(())
     } else {
@@ -258,94 +225,8 @@ fn refuse_left_over(inq: usize) -> Result<()> {
     }
 }
 
-const READ_TRIES: u32 = 8;
-
-/// Lengths of the queues, which change whenever a segment arrives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Lengths {
-    inq: usize,
-    outq: usize,
-    unsent: usize,
-}
-
-impl Lengths {
-    fn read(fd: BorrowedFd<'_>) -> Result<Self> {
-        Ok(Self {
-            inq: call("SIOCINQ")(sockopt::inq(fd))?,
-            outq: call("SIOCOUTQ")(sockopt::outq(fd))?,
-            unsent: call("SIOCOUTQNSD")(sockopt::outq_unsent(fd))?,
-        })
-    }
-}
-
-fn read_queues(fd: BorrowedFd<'_>, lengths: Lengths, info: tcp::Info) -> Result<Stream> {
-    let fin = usize::from(local_fin_unacked(info.state));
-    let outq_len = lengths.outq.saturating_sub(fin);
-    let unsent = lengths.unsent.saturating_sub(fin);
-    // recv(2) would begin there.
-    let peek_off = sockopt::get_int(fd, SOL_SOCKET, libc::SO_PEEK_OFF).unwrap_or(-1);
-    if peek_off >= 0 {
-        call("SO_PEEK_OFF")(sockopt::set_int(fd, SOL_SOCKET, libc::SO_PEEK_OFF, -1))?;
-    }
-    let (inq_seq, inq) = read_queue(fd, Queue::Recv, lengths.inq)?;
-    if peek_off >= 0 {
-        call("SO_PEEK_OFF")(sockopt::set_int(
-            fd,
-            SOL_SOCKET,
-            libc::SO_PEEK_OFF,
-            peek_off,
-        ))?;
-    }
-    let (outq_seq, outq) = read_queue(fd, Queue::Send, outq_len)?;
-    let window = call("TCP_REPAIR_WINDOW")(tcp::window(fd))?;
-    let timestamps = info.options & tcp::OPT_TIMESTAMPS != 0;
-    let entry = TcpStreamEntry {
-        inq_len: inq.len() as u32,
-        inq_seq,
-        outq_len: outq.len() as u32,
-        outq_seq,
-        opt_mask: info.options,
-        snd_wscale: info.snd_wscale,
-        mss_clamp: call("TCP_MAXSEG")(tcp::max_segment(fd))?,
-        rcv_wscale: Some(info.rcv_wscale),
-        timestamp: if timestamps {
-            Some(call("TCP_TIMESTAMP")(tcp::timestamp(fd))?)
-        } else {
-            None
-        },
-        cork: None,
-        nodelay: None,
-        unsq_len: Some(unsent as u32),
-        snd_wl1: Some(window.snd_wl1),
-        snd_wnd: Some(window.snd_wnd),
-        max_window: Some(window.max_window),
-        rcv_wnd: Some(window.rcv_wnd),
-        rcv_wup: Some(window.rcv_wup),
-    };
-    Ok(Stream { entry, inq, outq })
-}
-
-/// The sequence number behind a queue, and its `len` bytes.
-fn read_queue(fd: BorrowedFd<'_>, queue: Queue, len: usize) -> Result<(u32, Vec<u8>)> {
-    call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, queue))?;
-    let seq = call("TCP_QUEUE_SEQ")(tcp::queue_seq(fd))?;
-    let mut bytes = vec![0; len];
-    if len > 0 {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        let got = call("recv of a queue")(recv(fd.as_raw_fd(), &mut bytes, flags))?;
-        if got != len {
-            return Err(Error::Call {
-                call: "recv of a queue",
-                source: io::ErrorKind::UnexpectedEof.into(),
-            });
-        }
-    }
-    call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, Queue::None))?;
-    Ok((seq, bytes))
-}
-
 /// A new socket with the options that must be there before it has an address.
-fn fresh(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
+pub(super) fn fresh(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
     let family = match entry.family as c_int {
         libc::AF_INET => AddressFamily::Inet,
         libc::AF_INET6 => AddressFamily::Inet6,
@@ -386,7 +267,7 @@ pub fn create_listening(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Resu
     call("bind")(address::bind(fd, addresses(fd, entry)?.local))?;
     let backlog = Backlog::new(entry.backlog.min(i32::MAX as u32) as i32);
     call("listen")(listen(&owned, backlog.unwrap_or(Backlog::MAXCONN)))?;
-    finish_silent(fd, entry, more)?;
+    finish(fd, entry, more)?;
     Ok(owned)
 }
 
@@ -402,12 +283,12 @@ pub fn create_unconnected(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Re
         call("bind")(address::bind(fd, local))?;
     }
     restore_shutdown(fd, entry)?;
-    finish_silent(fd, entry, more)?;
+    finish(fd, entry, more)?;
     Ok(owned)
 }
 
 /// Sets the options that may be set at any time, but for the buffers and SO_REUSEADDR.
-fn restore_options(
+pub(super) fn restore_options(
     fd: BorrowedFd<'_>,
     entry: &InetSkEntry,
     more: Option<&LmrunSocket>,
@@ -427,7 +308,7 @@ fn restore_options(
 }
 
 /// The end of what has no connection.
-fn finish_silent(
+pub(super) fn finish(
     fd: BorrowedFd<'_>,
     entry: &InetSkEntry,
     more: Option<&LmrunSocket>,
@@ -437,13 +318,13 @@ fn finish_silent(
     restore_reuse(fd, &entry.opts)
 }
 
-fn restore_reuse(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
+pub(super) fn restore_reuse(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
     let reuse = opts.reuseaddr.unwrap_or(false).into();
     Ok(sockopts::set(fd, SOL_SOCKET, libc::SO_REUSEADDR, reuse)?)
 }
 
 /// The addresses of a record with the scope that they have on this host.
-fn addresses(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Connection> {
+pub(super) fn addresses(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Connection> {
     let Connection { local, remote } = connection(entry)?;
     let scope = match &entry.ifname {
         Some(name) => call("SIOCGIFINDEX")(sockopt::interface_index(fd, name))?,
@@ -455,217 +336,7 @@ fn addresses(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Connection> {
     })
 }
 
-/// Makes a connected socket in repair mode, in the network namespace of the calling thread. Its receive queue is full,
-/// its send queue is empty until [`Silent::go_live`], so that no timer runs and nothing is sent.
-pub fn create_established(
-    entry: &InetSkEntry,
-    more: Option<&LmrunSocket>,
-    stream: Stream,
-) -> Result<Silent> {
-    let owned = fresh(entry, more)?;
-    let fd = owned.as_fd();
-    let tcp = &stream.entry;
-    let unsent = tcp.unsq_len.unwrap_or(0) as usize;
-    if stream.inq.len() != tcp.inq_len as usize || stream.outq.len() != tcp.outq_len as usize {
-        return Err(Error::Image("length of a queue"));
-    }
-    if unsent > stream.outq.len()
-        || tcp.snd_wscale > 14
-        || tcp.rcv_wscale.is_some_and(|scale| scale > 14)
-    {
-        return Err(Error::Image("state of a connection"));
-    }
-    // The FINs come later, and by themselves.
-    let write_seq = tcp.outq_seq.wrapping_sub(local_fin(entry.state).into());
-    let rcv_nxt = tcp.inq_seq.wrapping_sub(remote_fin(entry.state).into());
-    // Repair mode also gives the port whoever else uses it; SO_REUSEADDR would take that away again.
-    enter_repair(fd)?;
-    sockopts::restore_buffers(fd, &entry.opts, 0, stream.inq.len())?;
-    for (queue, seq, len) in [
-        (Queue::Send, write_seq, stream.outq.len()),
-        (Queue::Recv, rcv_nxt, stream.inq.len()),
-    ] {
-        call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, queue))?;
-        call("TCP_QUEUE_SEQ")(tcp::set_queue_seq(fd, seq.wrapping_sub(len as u32)))?;
-    }
-    let Connection { local, remote } = addresses(fd, entry)?;
-    call("bind")(address::bind(fd, local))?;
-    // connect(2) computes the size of our segments from it, and RepairOption::Mss comes too late for that.
-    call("TCP_MAXSEG")(tcp::set_max_segment(fd, tcp.mss_clamp))?;
-    call("connect")(address::connect(fd, remote))?;
-    call("TCP_MAXSEG")(tcp::set_max_segment(fd, 0))?;
-    call("TCP_REPAIR_OPTIONS")(tcp::set_repair_options(fd, &repair_options(tcp)))?;
-    if let Some(timestamp) = tcp.timestamp {
-        // Not before the last one that the peer has seen, though the clock counts whole milliseconds.
-        call("TCP_TIMESTAMP")(tcp::set_timestamp(fd, timestamp.wrapping_add(2)))?;
-    }
-    fill_queue(fd, Queue::Recv, &stream.inq)?;
-    if let Some(window) = repair_window(tcp, rcv_nxt) {
-        call("TCP_REPAIR_WINDOW")(tcp::set_window(fd, &window))?;
-    }
-    sockopts::restore_buffers(fd, &entry.opts, stream.outq.len(), 0)?;
-    restore_options(fd, entry, more)?;
-    let ack = Segment {
-        from: local,
-        to: remote,
-        seq: write_seq.wrapping_sub(unsent as u32),
-        ack: tcp.inq_seq,
-        window: announced(tcp.rcv_wnd, tcp.rcv_wscale),
-        fin: false,
-        timestamp: None,
-    };
-    let fin = Segment {
-        from: remote,
-        to: local,
-        seq: rcv_nxt,
-        ack: write_seq.wrapping_sub(stream.outq.len() as u32),
-        window: announced(tcp.snd_wnd, Some(tcp.snd_wscale)),
-        fin: true,
-        timestamp: None,
-    };
-    Ok(Silent {
-        owned,
-        entry: entry.clone(),
-        outq: stream.outq,
-        unsent,
-        timestamps: tcp.timestamp.is_some(),
-        ack,
-        fin,
-    })
-}
-
-fn repair_options(tcp: &TcpStreamEntry) -> Vec<RepairOption> {
-    let mut options = vec![RepairOption::Mss(tcp.mss_clamp)];
-    if tcp.opt_mask & tcp::OPT_WSCALE != 0 {
-        options.push(RepairOption::WindowScale {
-            snd: tcp.snd_wscale,
-            rcv: tcp.rcv_wscale.unwrap_or(0),
-        });
-    }
-    if tcp.opt_mask & tcp::OPT_SACK != 0 {
-        options.push(RepairOption::SackPermitted);
-    }
-    if tcp.opt_mask & tcp::OPT_TIMESTAMPS != 0 {
-        options.push(RepairOption::Timestamps);
-    }
-    options
-}
-
-/// None if the image has no windows (CRIU on old kernels).
-fn repair_window(tcp: &TcpStreamEntry, rcv_nxt: u32) -> Option<RepairWindow> {
-    let rcv_wup = tcp.rcv_wup?;
-    // The kernel wants it not after rcv_nxt, which does not count the FIN yet.
-    let ahead = rcv_wup.wrapping_sub(rcv_nxt) as i32 > 0;
-    Some(RepairWindow {
-        snd_wl1: tcp.snd_wl1?,
-        snd_wnd: tcp.snd_wnd?,
-        max_window: tcp.max_window?,
-        rcv_wnd: tcp.rcv_wnd?,
-        rcv_wup: if ahead { rcv_nxt } else { rcv_wup },
-    })
-}
-
-/// A window as it stands in a header.
-fn announced(window: Option<u32>, scale: Option<u32>) -> u16 {
-    (window.unwrap_or(0) >> scale.unwrap_or(0)).min(u16::MAX.into()) as u16
-}
-
-/// Puts bytes into a queue of a socket in repair mode: those of the send queue count as sent.
-fn fill_queue(fd: BorrowedFd<'_>, queue: Queue, mut bytes: &[u8]) -> Result<()> {
-    call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, queue))?;
-    while !bytes.is_empty() {
-        let sent = call("send into a queue")(send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT))?;
-        bytes = &bytes[sent..];
-    }
-    call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, Queue::None))
-}
-
-/// A restored connection that does not speak yet. Dropped, it ends without a word to the peer.
-#[derive(Debug)]
-#[must_use = "the connection ends when this is dropped"]
-pub struct Silent {
-    owned: OwnedFd,
-    entry: InetSkEntry,
-    outq: Vec<u8>,
-    /// How many bytes at the end of `outq` were never sent.
-    unsent: usize,
-    timestamps: bool,
-    ack: Segment,
-    fin: Segment,
-}
-
-/// How long a FIN may take from this host to itself.
-const FIN_PATIENCE: Duration = Duration::from_millis(500);
-
-impl Silent {
-    /// The socket, to be given to the process that will own it.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.owned.as_fd()
-    }
-
-    /// Lets the connection go on. The peer's segments must reach this namespace and no lock be in force.
-    /// `raw` belongs to the same namespace.
-    pub fn go_live(self, raw: &RawTcp) -> Result<OwnedFd> {
-        let Self {
-            owned,
-            entry,
-            outq,
-            unsent,
-            timestamps,
-            mut ack,
-            fin,
-        } = self;
-        let fd = owned.as_fd();
-        let (sent, unsent) = outq.split_at(outq.len() - unsent);
-        fill_queue(fd, Queue::Send, sent)?;
-        // Sends a window probe, which makes the peer say what it has received.
-        leave_repair(fd, &entry.opts)?;
-        // The probe does not acknowledge anything; a peer may wait for an acknowledgement that was due.
-        if timestamps {
-            ack.timestamp = Some(call("TCP_TIMESTAMP")(tcp::timestamp(fd))?);
-        }
-        call("raw ACK")(raw.send(&ack))?;
-        // In repair mode the kernel takes nothing that it is to send itself.
-        let mut rest = unsent;
-        while !rest.is_empty() {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            let sent = call("send of unsent data")(send(fd.as_raw_fd(), rest, flags))?;
-            rest = &rest[sent..];
-        }
-        if entry.state == state::CLOSING {
-            restore_shutdown(fd, &entry)?;
-            receive_fin(fd, raw, &fin)?;
-        } else if remote_fin(entry.state) {
-            receive_fin(fd, raw, &fin)?;
-            restore_shutdown(fd, &entry)?;
-        } else {
-            restore_shutdown(fd, &entry)?;
-        }
-        sockopts::restore_buffers(fd, &entry.opts, 0, 0)?;
-        sockopts::restore_buffer_locks(fd, &entry.opts)?;
-        Ok(owned)
-    }
-}
-
-/// Lets the socket receive the peer's FIN once more, and waits until it has.
-fn receive_fin(fd: BorrowedFd<'_>, raw: &RawTcp, fin: &Segment) -> Result<()> {
-    let start = Instant::now();
-    call("raw FIN")(raw.send(fin))?;
-    // CLOSE: the peer has had our FIN in the meantime, and all is over.
-    let received = |state| remote_fin(state) || state == state::CLOSE;
-    while !received(call("TCP_INFO")(tcp::info(fd))?.state) {
-        if start.elapsed() > FIN_PATIENCE {
-            return Err(Error::Call {
-                call: "FIN",
-                source: io::ErrorKind::TimedOut.into(),
-            });
-        }
-        std::thread::sleep(Duration::from_micros(100));
-    }
-    Ok(())
-}
-
-fn restore_shutdown(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<()> {
+pub(super) fn restore_shutdown(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<()> {
     let how = match entry.shutdown.map(SkShutdown::try_from) {
         None | Some(Ok(SkShutdown::None)) if local_fin(entry.state) => Shutdown::Write,
         None | Some(Ok(SkShutdown::None)) => return Ok(()),
