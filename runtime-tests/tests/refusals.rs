@@ -120,7 +120,7 @@ refused! {
     uffd: "userfaultfd",
     lock: "lock",
     posix_lock: "lock",
-    rights_in_flight: "scm_rights" "descriptor" "in flight",
+    rights_in_flight: "scm_rights" "descriptor" "in flight" "unix",
     device: "ptmx" "device",
     namespace_file: "net:[" "namespace" "nsfs",
     other_namespace: "namespace",

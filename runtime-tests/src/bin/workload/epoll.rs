@@ -27,16 +27,22 @@ fn ready(epoll: i32) -> Fallible<Vec<(u32, u64)>> {
     Ok(all)
 }
 
-/// The targets as fdinfo lists them: descriptor, events, data. (Inode numbers may change.)
-fn targets(epoll: i32) -> Fallible<Vec<String>> {
+/// The targets as fdinfo lists them: descriptor, events, data. Inode numbers may change, and EPOLLERR and EPOLLHUP
+/// come with every registration: only the kernel takes them away, from a one-shot that has fired.
+fn targets(epoll: i32) -> Fallible<Vec<(String, u32, String)>> {
     let info = procfs::text(&format!("/proc/self/fdinfo/{epoll}"))?;
-    let mut lines: Vec<String> = info
-        .lines()
-        .filter(|l| l.starts_with("tfd:"))
-        .map(|l| l.split(" pos:").next().unwrap_or_default().to_owned())
-        .collect();
-    lines.sort_unstable();
-    Ok(lines)
+    let mut all = Vec::new();
+    for line in info.lines().filter(|l| l.starts_with("tfd:")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, fd, _, events, _, data, ..] = words[..] else {
+            return Err(format!("fdinfo: {line}"));
+        };
+        let events = u32::from_str_radix(events, 16).map_err(|e| e.to_string())?;
+        let always = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+        all.push((fd.to_owned(), events & !always, data.to_owned()));
+    }
+    all.sort_unstable();
+    Ok(all)
 }
 
 fn pipe() -> Fallible<[i32; 2]> {

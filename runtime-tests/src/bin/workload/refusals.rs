@@ -312,7 +312,7 @@ fn namespace_file(_: &mut Stage) -> Fallible<Check> {
 /// A child that made namespaces of its own.
 fn other_namespace(stage: &mut Stage) -> Fallible<Check> {
     let outcome = stage.member("child", |_| {
-        or_skip(sys!(unshare(libc::CLONE_NEWUTS)))?;
+        or_skip(sys!(unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWUTS)))?;
         sys!(sethostname(c("other").as_ptr(), 5))?;
         let name = || crate::procfs::text("/proc/sys/kernel/hostname");
         same("host name", "other\n".to_owned(), name()?)?;

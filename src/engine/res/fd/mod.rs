@@ -183,7 +183,15 @@ fn link_owner(o: &FownEntry, fd: c_int, b: &mut Batch) {
 
 fn refuse_unknown<T>(f: &FdFacts) -> Result<T> {
     if let Some((family, kind, protocol)) = file::socket_kind(&f.dup) {
-        let why = format!("sockets of family {family}, type {kind}, protocol {protocol} cannot be carried yet");
+        let what = match (family, kind) {
+            (libc::AF_UNIX, _) => "unix",
+            (libc::AF_NETLINK, _) => "netlink",
+            (libc::AF_PACKET, _) => "packet",
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM) => "UDP",
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW) => "raw",
+            _ => "these",
+        };
+        let why = format!("{what} sockets (family {family}, type {kind}, protocol {protocol}) cannot be carried yet");
         return f.refuse(why, "close it before the checkpoint, or stop and start the container instead");
     }
     f.refuse("files of this kind cannot be carried", "close it before the checkpoint, or stop and start the container instead")
