@@ -46,7 +46,7 @@ fn line(done: u64, all: u64) -> String {
     let bar: String = (0..WIDTH)
         .map(|at| if at < filled { '#' } else { '.' })
         .collect();
-    let mib = |pages: u64| pages * PAGE_SIZE >> 20;
+    let mib = |pages: u64| (pages * PAGE_SIZE) >> 20;
     format!("[{bar}] {} of {} MiB", mib(done), mib(all))
 }
 

@@ -132,9 +132,9 @@ impl Foreground {
     fn wait(&self, typing: bool, showing: bool) -> Result<[bool; 3]> {
         let stdin = io::stdin();
         let mut sources = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let typing_at = typing.then(|| sources.len());
+        let typing_at = typing.then_some(sources.len());
         sources.extend(typing.then(|| PollFd::new(stdin.as_fd(), PollFlags::POLLIN)));
-        let showing_at = showing.then(|| sources.len());
+        let showing_at = showing.then_some(sources.len());
         let console = self.console.as_ref().filter(|_| showing);
         sources.extend(console.map(|console| PollFd::new(console.master(), PollFlags::POLLIN)));
         match poll(&mut sources, PollTimeout::NONE) {
