@@ -80,7 +80,6 @@ fn write_pages(
     let alive = all.tree.processes.iter().filter_map(|p| p.alive.as_ref());
     for (host, process) in all.hosts.iter().zip(alive) {
         let of = PagesOf::Task(host.inside);
-        let tracked = tracked && sink.has_parent(of)?;
         work.push((of, memory::process_runs(host, &process.mm, tracked)?, Box::new(&host.memory)));
         for v in &process.mm.vmas {
             let Content::Shmem(id) = mm::content(v) else { continue };
@@ -104,7 +103,11 @@ pub(super) fn write_all(
     let pages = |runs: &[PageRun]| runs.iter().map(|r| r.pages).sum::<u64>();
     report.pages_scanned = work.iter().map(|(_, runs, _)| pages(runs)).sum();
     let mut done = 0;
-    for (of, runs, reader) in work {
+    for (of, mut runs, reader) in work {
+        // Asked last: a page server has one target open at a time.
+        if runs.iter().any(|r| r.in_parent) && !sink.has_parent(of)? {
+            runs.iter_mut().for_each(|r| r.in_parent = false);
+        }
         let Written { pages: written, in_parent } = sink.write(of, &runs, &*reader)?;
         report.pages_written += written;
         report.pages_in_parent += in_parent;

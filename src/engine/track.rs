@@ -193,8 +193,8 @@ pub fn pre_dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
         let mut work: Vec<(PagesOf, Vec<PageRun>, Box<dyn PageReader + '_>)> = Vec::new();
         for t in &targets {
             let of = PagesOf::Task(t.inside);
-            let has_parent = tracking.is_some() && sink.has_parent(of)?;
-            work.push((of, t.runs(&session.0[&t.who], has_parent)?, Box::new(Running(&t.memory))));
+            let runs = t.runs(&session.0[&t.who], tracking.is_some())?;
+            work.push((of, runs, Box::new(Running(&t.memory))));
         }
         write_all(work, &mut *sink, &mut report, req.progress)?;
         sink.finish()?;
