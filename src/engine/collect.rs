@@ -24,7 +24,7 @@ use crate::sys::mem::Memory;
 use crate::sys::pidfd::{self, PidFd};
 use crate::sys::proc;
 use crate::sys::{clock, file, namespace};
-use crate::tracee::Thread;
+use crate::tracee::{Thread, with_first_call};
 use crate::tracee::batch::Batch;
 use crate::tracee::borrow;
 
@@ -315,7 +315,8 @@ fn process(
         o.core.pdeath_sig = Some(parent_death);
         o.core.sas = Some(signals::answer_stack(asked.stack, own.memory()).map_err(io)?);
         o.core.creds = Some(creds::answer(asked.creds, &o.status, b).map_err(io)?);
-        let info = regs::record(&task.threads[index], &o.xstate, tid_address, o.signalled, o.abort)?;
+        let thread = with_first_call(&task.threads[index], own.memory());
+        let info = regs::record(&thread, &o.xstate, tid_address, o.signalled, o.abort)?;
         cores.push(CoreEntry {
             mtype: March::X8664 as i32,
             thread_info: Some(info),

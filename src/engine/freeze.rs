@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use libc::{c_int, pid_t};
 
+use super::res::task::signals;
 use super::{Error, Result, Why};
 use crate::sys::mem::Memory;
 use crate::sys::pidfd::PidFd;
 use crate::sys::proc;
 use crate::sys::ptrace::{self, Status};
-use crate::tracee::Thread;
-use crate::tracee::borrow;
+use crate::tracee::{Thread, borrow, hide_stop};
 
 /// How long a task may take to stop before it is called stuck.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -163,10 +163,19 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         // Children first, so that nobody sees a stopped child; errors mean that the task is gone.
+        for thread in self.tasks.iter().flat_map(|t| &t.threads) {
+            let _ = hide_stop(thread, is_signalled(thread).unwrap_or(true));
+        }
         for tid in self.seized.iter().rev() {
             let _ = ptrace::detach(*tid, 0);
         }
     }
+}
+
+/// Whether a signal waits that the thread does not block.
+fn is_signalled(thread: &Thread) -> Result<bool> {
+    let (own, shared) = (signals::collect_pending(thread.tid, false)?, signals::collect_pending(thread.tid, true)?);
+    Ok(signals::is_signalled(&own, &shared, thread.mask))
 }
 
 /// The processes of the tree, parents before children.

@@ -39,11 +39,13 @@ pub enum Round {
 /// # Errors
 /// EPERM: the mapping is not tracked (it is new, or was moved): everything in it is new.
 pub fn runs(pages: &Pagemap, start: u64, end: u64, round: Round) -> io::Result<Vec<PageRun>> {
+    // A guard region looks like a swapped-out page.
+    let own = Query { none: OWN.none | pages.guard(), ..OWN };
     let query = match round {
-        Round::Full => OWN,
-        Round::Final => Query { flags: pagemap::CHECK_WPASYNC, report: pagemap::WRITTEN, ..OWN },
+        Round::Full => own,
+        Round::Final => Query { flags: pagemap::CHECK_WPASYNC, report: pagemap::WRITTEN, ..own },
         Round::Track => {
-            Query { flags: pagemap::CHECK_WPASYNC | pagemap::WP_MATCHING, report: pagemap::WRITTEN, ..OWN }
+            Query { flags: pagemap::CHECK_WPASYNC | pagemap::WP_MATCHING, report: pagemap::WRITTEN, ..own }
         }
     };
     let run = |r: pagemap::Region| PageRun {

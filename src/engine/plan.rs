@@ -170,7 +170,7 @@ fn births(all: &[Process]) -> std::result::Result<HashMap<u32, Birth>, String> {
         } else {
             match by_pid.get(&e.sid) {
                 // Its leader was never a child of the same parent: nobody else can put it there.
-                Some(leader) if leader.entry.ppid == e.ppid && !is_zombie(leader) => Birth::Sibling { maker: e.sid },
+                Some(leader) if leader.entry.ppid == e.ppid => Birth::Sibling { maker: e.sid },
                 Some(_) => return Err(format!("process {} is in session {}, which lmrun cannot rebuild", e.pid, e.sid)),
                 None => Birth::Orphan { session: e.sid },
             }

@@ -168,10 +168,19 @@ pub struct TimerValue {
 }
 
 /// A timerfd that expires after `value.left` and has `ticks` unread expirations.
-pub fn timerfd(clock: c_int, value: TimerValue, ticks: u64) -> io::Result<OwnedFd> {
+///
+/// `flags` are those of timerfd_settime(2); with TFD_TIMER_ABSTIME the time left is counted from now.
+pub fn timerfd(clock: c_int, value: TimerValue, flags: c_int, ticks: u64) -> io::Result<OwnedFd> {
     const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+    const NANOS: i64 = 1_000_000_000;
     let spec = |(s, ns)| libc::timespec { tv_sec: s as i64, tv_nsec: ns as i64 };
-    let spec = libc::itimerspec { it_interval: spec(value.interval), it_value: spec(value.left) };
+    let mut spec = libc::itimerspec { it_interval: spec(value.interval), it_value: spec(value.left) };
+    if flags & libc::TFD_TIMER_ABSTIME != 0 && value.left != (0, 0) {
+        let now = nix::time::clock_gettime(nix::time::ClockId::from_raw(clock))?;
+        let nanos = spec.it_value.tv_nsec + now.tv_nsec();
+        spec.it_value.tv_sec += now.tv_sec() + nanos / NANOS;
+        spec.it_value.tv_nsec = nanos % NANOS;
+    }
     // SAFETY: `spec` and `ticks` live across the calls; the descriptor is ours alone.
     unsafe {
         let fd = libc::timerfd_create(clock, libc::TFD_CLOEXEC);
@@ -179,7 +188,7 @@ pub fn timerfd(clock: c_int, value: TimerValue, ticks: u64) -> io::Result<OwnedF
             return Err(io::Error::last_os_error());
         }
         let fd = OwnedFd::from_raw_fd(fd);
-        if libc::timerfd_settime(fd.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) < 0 {
+        if libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const spec, std::ptr::null_mut()) < 0 {
             return Err(io::Error::last_os_error());
         }
         if ticks > 0 && libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS as _, &raw const ticks) < 0 {

@@ -65,12 +65,30 @@ pub struct Query {
 
 /// The page tables of one task.
 #[derive(Debug)]
-pub struct Pagemap(File);
+pub struct Pagemap {
+    file: File,
+    /// [`GUARD`], where the kernel knows it.
+    guard: u64,
+}
 
 impl Pagemap {
     /// Opens the page tables that `pid` has now.
     pub fn open(pid: pid_t) -> io::Result<Pagemap> {
-        File::open(format!("/proc/{pid}/pagemap")).map(Pagemap)
+        let file = File::open(format!("/proc/{pid}/pagemap"))?;
+        let mut me = Pagemap { file, guard: GUARD };
+        // A page that nobody can have mapped.
+        let probe = Query { flags: 0, all: GUARD, none: 0, any: 0, report: GUARD };
+        match me.scan(0, 4096, probe) {
+            Ok(_) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => me.guard = 0,
+            Err(e) => return Err(e),
+        }
+        Ok(me)
+    }
+
+    /// [`GUARD`], or nothing where the kernel does not show guard regions.
+    pub fn guard(&self) -> u64 {
+        self.guard
     }
 
     /// Scans [start, end) in ascending order.
@@ -93,7 +111,7 @@ impl Pagemap {
                 ..ScanArg::default()
             };
             // SAFETY: `arg` names `buf` with its true length; both live across the call.
-            let n = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN as _, &mut arg) };
+            let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN as _, &mut arg) };
             if n < 0 {
                 return Err(io::Error::last_os_error());
             }

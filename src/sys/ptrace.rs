@@ -205,7 +205,7 @@ pub struct SeccompFilter {
     pub flags: u32,
 }
 
-/// All programs of a task, the newest first. Needs CAP_SYS_ADMIN and no filter on the caller.
+/// All programs of a task, the oldest first. Needs CAP_SYS_ADMIN and no filter on the caller.
 pub fn seccomp_filters(tid: pid_t) -> io::Result<Vec<SeccompFilter>> {
     let mut all = Vec::new();
     loop {

@@ -72,6 +72,21 @@ pub fn robust_list(tid: pid_t) -> io::Result<(u64, u64)> {
     Ok((head, len))
 }
 
+/// I/O class and priority of a task: ioprio_get(2).
+pub fn io_priority(tid: pid_t) -> io::Result<u32> {
+    // SAFETY: only numbers.
+    let r = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) };
+    check(r).map(|()| r as u32)
+}
+
+pub fn set_io_priority(tid: pid_t, priority: u32) -> io::Result<()> {
+    // SAFETY: only numbers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, priority) })
+}
+
+/// include/uapi/linux/ioprio.h
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+
 fn check(r: libc::c_long) -> io::Result<()> {
     if r < 0 {
         Err(io::Error::last_os_error())

@@ -12,6 +12,7 @@ use std::io;
 
 use libc::pid_t;
 
+use crate::sys::mem::Memory;
 use crate::sys::ptrace::{self, Regs, Status};
 
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +80,9 @@ pub enum RestartBlock {
     Lost,
 }
 
+/// Bytes of the `syscall` instruction.
+const LENGTH_OF_SYSCALL: u64 = 2;
+
 /// The kernel's own return values for a system call that is to be restarted (include/linux/errno.h).
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
@@ -92,7 +96,6 @@ const EINTR: i64 = -(libc::EINTR as i64);
 ///
 /// `signalled`: a signal waits that will run a handler: then EINTR is its own.
 pub fn resumable(r: &Regs, block: RestartBlock, signalled: bool) -> Regs {
-    const LENGTH_OF_SYSCALL: u64 = 2;
     let mut f = *r;
     if (r.orig_rax as i64) >= 0 {
         let again = match r.rax as i64 {
@@ -117,6 +120,47 @@ pub fn resumable(r: &Regs, block: RestartBlock, signalled: bool) -> Regs {
     f
 }
 
+/// A thread as it was before the kernel set it to go on from its restart block: with the number of the call that it made
+/// first, which must be known to make it elsewhere. Other threads are returned as they are.
+///
+/// The kernel does not remember the number. It is found where compilers put it, right before the `syscall` instruction;
+/// and a futex wait by its arguments, as it is usually made by a function that takes the number as one.
+pub fn with_first_call(thread: &Thread, memory: &Memory) -> Thread {
+    let mut t = thread.clone();
+    let r = &mut t.regs;
+    let restarting = libc::SYS_restart_syscall as u64;
+    let interrupted = r.orig_rax == restarting && r.rax as i64 == ERESTART_RESTARTBLOCK;
+    let about_to = (r.orig_rax as i64) < 0 && r.rax == restarting;
+    let syscall = if interrupted { r.rip.wrapping_sub(LENGTH_OF_SYSCALL) } else { r.rip };
+    if !interrupted && !about_to {
+        return t;
+    }
+    let mut code = [0; 34];
+    if memory.read(syscall.wrapping_sub(32), &mut code).is_err() || code[32..] != [0x0f, 0x05] {
+        return t;
+    }
+    if let Some(nr) = first_call(&code[..32], r) {
+        if interrupted {
+            r.orig_rax = nr;
+        } else {
+            r.rax = nr;
+        }
+    }
+    t
+}
+
+fn first_call(code: &[u8], r: &Regs) -> Option<u64> {
+    /// All calls that use a restart block (kernel/time, kernel/futex, fs/select.c).
+    const CALLS: [i64; 4] = [libc::SYS_poll, libc::SYS_nanosleep, libc::SYS_futex, libc::SYS_clock_nanosleep];
+    // mov eax, imm32
+    let loads = code.windows(5).rev().filter(|w| w[0] == 0xb8);
+    let numbers = loads.map(|w| i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]])));
+    let loaded = numbers.into_iter().find(|nr| CALLS.contains(nr));
+    let wait = |op: u64| matches!(op as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME), libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET);
+    let is_futex = || r.rdi.is_multiple_of(4) && r.rdi > 0xffff && wait(r.rsi) && r.r10 > 0xffff;
+    loaded.or_else(|| is_futex().then_some(libc::SYS_futex)).map(|nr| nr as u64)
+}
+
 fn interrupted(mut f: Regs) -> Regs {
     f.rax = EINTR as u64;
     f.orig_rax = u64::MAX;
@@ -138,6 +182,16 @@ fn returns_eintr_from_stops(nr: i64) -> bool {
         libc::SYS_rt_sigtimedwait,
     ]
     .contains(&nr)
+}
+
+/// Makes a stopped thread that was not borrowed run on as if it had not been stopped: some calls return EINTR after a
+/// stop. `signalled` as in [`resumable`].
+pub fn hide_stop(thread: &Thread, signalled: bool) -> Result<()> {
+    let (r, own) = (&thread.regs, resumable(&thread.regs, RestartBlock::Kept, signalled));
+    if r.rax as i64 == EINTR && own.rip != r.rip {
+        ptrace::set_regs(thread.tid, &own).at(thread.tid, "set registers")?;
+    }
+    Ok(())
 }
 
 /// Waits for the next stop of a task that runs.
@@ -171,6 +225,17 @@ mod tests {
         assert_eq!((r.rax, r.rip), (35, 0x1000));
         let r = resumable(&regs(219, ERESTART_RESTARTBLOCK), RestartBlock::Lost, false);
         assert_eq!((r.rax as i64, r.rip), (EINTR, 0x1002));
+    }
+
+    #[test]
+    fn the_first_call_is_found_before_its_instruction() {
+        let mut code = [0x90; 32];
+        code[20..25].copy_from_slice(&[0xb8, 0xe6, 0, 0, 0]);
+        assert_eq!(first_call(&code, &regs(219, ERESTART_RESTARTBLOCK)), Some(libc::SYS_clock_nanosleep as u64));
+        let mut r = regs(219, ERESTART_RESTARTBLOCK);
+        assert_eq!(first_call(&[0x90; 32], &r), None);
+        (r.rdi, r.rsi, r.r10) = (0x7f00_0000_1000, 128, 0x7f00_0000_2000);
+        assert_eq!(first_call(&[0x90; 32], &r), Some(libc::SYS_futex as u64));
     }
 
     #[test]

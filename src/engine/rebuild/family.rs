@@ -229,14 +229,15 @@ fn end(all: &mut BTreeMap<u32, Built>, p: &Process) -> Result<()> {
     let pid = zombie.pid;
     ptrace::set_sigmask(pid, 0).map_err(|e| Error::proc(pid, e))?;
     kill(pid, signal)?;
-    ptrace::cont(pid, 0).map_err(|e| Error::proc(pid, e))?;
+    // SIGKILL does not wait to be let through; any other signal does.
+    let mut passed = if signal == libc::SIGKILL { Ok(()) } else { ptrace::cont(pid, 0) };
     loop {
-        match ptrace::wait(pid, false).map_err(|e| Error::proc(pid, e))? {
+        passed.map_err(|e| Error::proc(pid, e))?;
+        passed = match ptrace::wait(pid, false).map_err(|e| Error::proc(pid, e))? {
             Some(Status::Killed(_) | Status::Exited(_)) | None => return Ok(()),
             Some(Status::Signal(s)) => ptrace::cont(pid, s),
             Some(_) => ptrace::cont(pid, 0),
-        }
-        .map_err(|e| Error::proc(pid, e))?;
+        };
     }
 }
 

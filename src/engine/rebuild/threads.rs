@@ -87,6 +87,7 @@ pub fn dress(built: &mut Built, p: &Process, alive: &Alive, filters: &SeccompEnt
 fn dress_process(built: &mut Built, tc: &TaskCoreEntry) -> Result<Vec<String>> {
     let mut missed = Vec::new();
     let mut b = built.main.batch();
+    signals::apply_actions(&tc.sigactions, &mut b);
     b.call("personality", libc::SYS_personality, [tc.personality.into()]);
     if tc.child_subreaper == Some(true) {
         b.call("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1.into()]);
@@ -139,15 +140,17 @@ pub fn undress(built: &mut Built, p: &Process, alive: &Alive, parking: i32) -> R
     let restore_ids = b.result(probe) >= 0;
 
     let mut b = built.main.batch();
-    let trap = signals::apply_actions(&tc.sigactions, &mut b);
     mm::apply_dumpable(&alive.mm, &mut b);
     b.call("close", libc::SYS_close, [parking.into()]);
     if let Some(t) = &tc.timers {
         timers::apply_create(t, restore_ids, &mut b);
-        timers::apply_start(t, &mut b);
+        let own = p.cores.iter().filter_map(|c| c.thread_core.as_ref()?.signals_p.as_ref());
+        let pending = own.chain(&tc.signals_s).flat_map(|q| &q.signals);
+        let expired: Vec<u32> = pending.filter_map(signals::timer_of).collect();
+        timers::apply_start(t, &expired, &mut b);
     }
     built.main.run(&built.memory, &mut b)?;
-    if let Some(action) = trap {
+    if let Some(action) = signals::trap_action(&tc.sigactions) {
         let at = built.main.stage().data();
         built.memory.write(at, &action).map_err(|e| Error::proc(built.pid, e))?;
         built.main.call("rt_sigaction", libc::SYS_rt_sigaction, [libc::SIGTRAP as u64, at, 0, 8])?;

@@ -9,7 +9,7 @@ use crate::engine::{Error, Result, Why};
 use crate::image::records::lmrun::LmrunRange;
 use crate::image::records::mm::{MmEntry, VmaEntry, vma_status};
 use crate::sys::file;
-use crate::sys::pagemap::{self, Pagemap, Query};
+use crate::sys::pagemap::{Pagemap, Query};
 use crate::sys::proc::{self, Vma};
 use crate::tracee::batch::Batch;
 
@@ -24,6 +24,9 @@ pub const ADVICE: [(&[u8; 2], i32); 8] = [
     (b"rr", libc::MADV_RANDOM),
     (b"sr", libc::MADV_SEQUENTIAL),
 ];
+
+/// Recorded with MAP_LOCKED for memory locked with MLOCK_ONFAULT, which no flag of mmap(2) asks for.
+const ON_FAULT: i32 = libc::MAP_NONBLOCK;
 
 /// Flags that stand for what cannot be carried, and how to call it.
 const FOREIGN: [(&[u8; 2], &str); 7] = [
@@ -88,6 +91,7 @@ fn vma(pid: pid_t, v: &Vma, files: &mut Files) -> Result<Option<VmaEntry>> {
     }
     let flag = |f, bit: i32| if v.has(f) { bit as u32 } else { 0 };
     e.flags |= flag(b"gd", libc::MAP_GROWSDOWN) | flag(b"lo", libc::MAP_LOCKED) | flag(b"nr", libc::MAP_NORESERVE);
+    e.flags |= flag(b"lf", ON_FAULT);
     e.madv = Some(ADVICE.iter().filter(|(f, _)| v.has(f)).map(|(_, advice)| 1 << advice).sum()).filter(|m| *m != 0);
     if v.inode == 0 && !v.shared {
         e.flags |= libc::MAP_ANONYMOUS as u32;
@@ -151,14 +155,12 @@ impl OPath for std::fs::OpenOptions {
 /// Guard regions (madvise(2), MADV_GUARD_INSTALL), where the kernel shows them (6.15 and later).
 pub fn guard_regions(pid: pid_t, vmas: &[Vma]) -> Result<Vec<LmrunRange>> {
     let pages = Pagemap::open(pid).map_err(|e| Error::proc(pid, e))?;
-    let query = Query { flags: 0, all: pagemap::GUARD, none: 0, any: 0, report: pagemap::GUARD };
+    let guard = pages.guard();
+    let query = Query { flags: 0, all: guard, none: 0, any: 0, report: guard };
     let mut found = Vec::new();
-    for v in vmas.iter().filter(|v| !v.is_special()) {
-        match pages.scan(v.start, v.end, query) {
-            Ok(regions) => found.extend(regions.iter().map(|r| LmrunRange { start: r.start, end: r.end })),
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
-            Err(e) => return Err(Error::proc(pid, e)),
-        }
+    for v in vmas.iter().filter(|v| guard != 0 && !v.is_special()) {
+        let regions = pages.scan(v.start, v.end, query).map_err(|e| Error::proc(pid, e))?;
+        found.extend(regions.iter().map(|r| LmrunRange { start: r.start, end: r.end }));
     }
     Ok(found)
 }
@@ -246,7 +248,8 @@ pub fn apply_late(e: &MmEntry, guards: &[LmrunRange], b: &mut Vec<(&'static str,
             b.push(("madvise", libc::SYS_madvise, [v.start, len, *advice as u64]));
         }
         if v.flags & libc::MAP_LOCKED as u32 != 0 {
-            b.push(("mlock2", libc::SYS_mlock2, [v.start, len, MLOCK_ONFAULT]));
+            let flags = if v.flags & ON_FAULT as u32 != 0 { MLOCK_ONFAULT } else { 0 };
+            b.push(("mlock2", libc::SYS_mlock2, [v.start, len, flags]));
         }
     }
     for g in guards {

@@ -75,6 +75,9 @@ pub struct LmrunThread {
     /// /proc/PID/timerslack_ns.
     #[prost(uint64, optional, tag = "4")]
     pub timerslack: Option<u64>,
+    /// ioprio_get(2).
+    #[prost(uint32, optional, tag = "5")]
+    pub io_priority: Option<u32>,
 }
 
 /// Addresses from `start` up to, not including, `end`.

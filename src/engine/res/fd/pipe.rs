@@ -21,6 +21,8 @@ pub struct Seen {
     facts: FdFacts,
     reader: bool,
     writer: bool,
+    /// Writes are packets (O_DIRECT): the writing end says so.
+    packets: bool,
 }
 
 /// A pipe that is being built. Its own ends are kept until all files are made, so that none of them sees the
@@ -44,12 +46,16 @@ impl FdKind for Pipe {
         let record = PipeEntry { id, pipe_id, flags: f.flags(), fown: f.owner()? };
         let mode = f.flags() as c_int & libc::O_ACCMODE;
         let (reader, writer) = (mode != libc::O_WRONLY, mode != libc::O_RDONLY);
+        let packets = f.flags() as c_int & libc::O_DIRECT != 0;
         match all.pipes.get_mut(&pipe_id) {
-            Some(seen) => (seen.reader, seen.writer) = (seen.reader | reader, seen.writer | writer),
+            Some(seen) => {
+                (seen.reader, seen.writer) = (seen.reader | reader, seen.writer | writer);
+                seen.packets |= packets;
+            }
             None => {
                 let dup = f.dup.try_clone().map_err(|e| Error::proc(f.pid, e))?;
                 let facts = FdFacts { dup, link: f.link.clone(), info: f.info.clone(), ..*f };
-                all.pipes.insert(pipe_id, Seen { facts, reader, writer });
+                all.pipes.insert(pipe_id, Seen { facts, reader, writer, packets });
             }
         }
         Ok(FileEntry { r#type: Self::TYPE as i32, id, pipe: Some(record), ..FileEntry::default() })
@@ -96,7 +102,7 @@ pub fn finish(all: &mut Collected) -> Result<()> {
         }
         if seen.reader {
             let size = file::pipe_size(&f.dup).map_err(|e| Error::proc(f.pid, e))?;
-            let packets = content(f, size).map_err(|e| Error::proc(f.pid, e.into()))?;
+            let packets = content(f, size, seen.packets).map_err(|e| Error::proc(f.pid, e.into()))?;
             // The first record gives the size, even of an empty pipe.
             let first = packets.first().cloned().unwrap_or_default();
             for (i, data) in std::iter::once(first).chain(packets.into_iter().skip(1)).enumerate() {
@@ -116,7 +122,7 @@ fn other_side_closed(f: &FdFacts) -> Result<bool> {
 }
 
 /// What the pipe holds, left in it: one piece, or one per packet (O_DIRECT).
-fn content(f: &FdFacts, size: u32) -> nix::Result<Vec<Vec<u8>>> {
+fn content(f: &FdFacts, size: u32, packets: bool) -> nix::Result<Vec<Vec<u8>>> {
     let readable = f.flags() as c_int & libc::O_ACCMODE != libc::O_WRONLY;
     let source = if readable { f.dup.try_clone() } else { file::reopen(&f.dup, (libc::O_RDONLY | libc::O_NONBLOCK) as u32) };
     let source = source.map_err(|e| nix::Error::from_raw(e.raw_os_error().unwrap_or(0)))?;
@@ -128,7 +134,6 @@ fn content(f: &FdFacts, size: u32) -> nix::Result<Vec<Vec<u8>>> {
         Err(e) => return Err(e),
     }
     drop(w);
-    let packets = f.flags() as c_int & libc::O_DIRECT != 0;
     let mut pieces: Vec<Vec<u8>> = Vec::new();
     let mut buf = vec![0; size as usize];
     loop {

@@ -44,7 +44,7 @@ impl FdKind for TimerFd {
         let r = part(e, Self::NAME, e.tfd.as_ref())?;
         let value = TimerValue { left: time_left(r, shop.elapsed), interval: (r.isec, r.insec) };
         let make = || {
-            let fd = file::timerfd(r.clockid as c_int, value, r.ticks)?;
+            let fd = file::timerfd(r.clockid as c_int, value, r.settime_flags as c_int, r.ticks)?;
             file::set_flags(&fd, r.flags)?;
             Ok(fd)
         };

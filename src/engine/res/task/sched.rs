@@ -15,6 +15,7 @@ pub fn collect(tid: pid_t, core: &mut ThreadCoreEntry, extra: &mut LmrunThread) 
     let (a, affinity) = read().map_err(|e| Error::proc(tid, e))?;
     (core.sched_policy, core.sched_nice, core.sched_prio) = (Some(a.policy), Some(a.nice), Some(a.priority));
     extra.affinity = Some(affinity);
+    extra.io_priority = Some(sched::io_priority(tid).map_err(|e| Error::proc(tid, e))?);
     let slack = std::fs::read_to_string(format!("/proc/{tid}/timerslack_ns"));
     extra.timerslack = slack.ok().and_then(|s| s.trim().parse().ok());
     Ok(())
@@ -38,6 +39,12 @@ pub fn apply(tid: pid_t, core: &ThreadCoreEntry, extra: Option<&LmrunThread>) ->
     if let Some(slack) = extra.and_then(|x| x.timerslack) {
         std::fs::write(format!("/proc/{tid}/timerslack_ns"), slack.to_string())
             .map_err(Error::system(format_args!("task {tid}: set its timer slack")))?;
+    }
+    if let Some(priority) = extra.and_then(|x| x.io_priority) {
+        let here = sched::io_priority(tid).map_err(|e| Error::proc(tid, e))?;
+        if priority != here && sched::set_io_priority(tid, priority).is_err() {
+            missed.push(format!("task {tid}: I/O priority {priority} is more than this host allows"));
+        }
     }
     Ok(missed)
 }

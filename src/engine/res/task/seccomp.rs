@@ -10,7 +10,7 @@ use crate::tracee::batch::Batch;
 
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
 
-/// Reads a thread's filters (newest first in the kernel, chained by `prev` in the image) into `all`.
+/// Reads a thread's filters into `all`, each chained by `prev` to the one that was installed before it.
 pub fn collect(tid: pid_t, mode: u32, core: &mut ThreadCoreEntry, all: &mut SeccompEntry) -> Result<()> {
     core.seccomp_mode = Some(mode as i32);
     if mode == SeccompMode::Strict as u32 {
@@ -20,7 +20,7 @@ pub fn collect(tid: pid_t, mode: u32, core: &mut ThreadCoreEntry, all: &mut Secc
         return Ok(());
     }
     let mut prev = None;
-    for f in ptrace::seccomp_filters(tid).map_err(|e| Error::proc(tid, e))?.into_iter().rev() {
+    for f in ptrace::seccomp_filters(tid).map_err(|e| Error::proc(tid, e))? {
         let record = SeccompFilter { filter: f.program, prev, flags: Some(f.flags) };
         let index = all.seccomp_filters.iter().position(|known| *known == record).unwrap_or_else(|| {
             all.seccomp_filters.push(record);

@@ -41,19 +41,23 @@ pub fn answer_actions(room: u64, memory: &Memory) -> std::io::Result<Vec<SaEntry
         .collect())
 }
 
-/// Sets all actions but that of SIGTRAP, which ends batches; that one is returned, to be set by itself in the end.
-pub fn apply_actions(actions: &[SaEntry], b: &mut Batch) -> Option<[u8; ACTION]> {
-    let mut trap = None;
-    for (signal, a) in (1..=NSIG).filter(|s| !is_fixed(*s)).zip(actions) {
-        let bytes = action_bytes(a);
-        if signal == libc::SIGTRAP as u64 {
-            trap = Some(bytes);
-        } else {
-            let at = b.bytes(&bytes);
-            b.call("rt_sigaction", libc::SYS_rt_sigaction, [signal.into(), at.into(), 0.into(), SIGSET.into()]);
-        }
+/// The actions with their signals.
+fn numbered(actions: &[SaEntry]) -> impl Iterator<Item = (u64, &SaEntry)> {
+    (1..=NSIG).filter(|s| !is_fixed(*s)).zip(actions)
+}
+
+/// Sets all actions but that of SIGTRAP, which ends batches. Comes before anything is pending: to ignore a signal throws
+/// away what is.
+pub fn apply_actions(actions: &[SaEntry], b: &mut Batch) {
+    for (signal, a) in numbered(actions).filter(|(s, _)| *s != libc::SIGTRAP as u64) {
+        let at = b.bytes(&action_bytes(a));
+        b.call("rt_sigaction", libc::SYS_rt_sigaction, [signal.into(), at.into(), 0.into(), SIGSET.into()]);
     }
-    trap
+}
+
+/// The action of SIGTRAP, to be set by itself in the end.
+pub fn trap_action(actions: &[SaEntry]) -> Option<[u8; ACTION]> {
+    numbered(actions).find(|(s, _)| *s == libc::SIGTRAP as u64).map(|(_, a)| action_bytes(a))
 }
 
 fn action_bytes(a: &SaEntry) -> [u8; ACTION] {
@@ -93,10 +97,18 @@ pub fn collect_pending(tid: libc::pid_t, shared: bool) -> Result<SignalQueueEntr
     Ok(SignalQueueEntry { signals: all.into_iter().map(|s| SiginfoEntry { siginfo: s.to_vec() }).collect() })
 }
 
+/// The id of the POSIX timer that sent a signal. Such a signal belongs to its timer, which counts how often it expires
+/// meanwhile: the timer sends it again.
+pub fn timer_of(s: &SiginfoEntry) -> Option<u32> {
+    const SI_TIMER: i32 = -2;
+    let word = |at: usize| s.siginfo.get(at..at + 4).map(|b| i32::from_ne_bytes(b.try_into().expect("four bytes")));
+    (word(8)? == SI_TIMER).then(|| word(16)).flatten().map(|id| id as u32)
+}
+
 /// Queues signals again. A task may send any siginfo to itself (rt_sigqueueinfo(2)), nobody else may.
 /// `pid` and `tid` are those inside the container; with `shared` the process gets them.
 pub fn apply_pending(queue: &SignalQueueEntry, pid: u32, tid: u32, shared: bool, b: &mut Batch) {
-    for s in &queue.signals {
+    for s in queue.signals.iter().filter(|s| timer_of(s).is_none()) {
         let signal = i32::from_ne_bytes(s.siginfo[..4].try_into().expect("four bytes"));
         let at = b.bytes(&s.siginfo);
         if shared {

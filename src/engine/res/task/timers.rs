@@ -110,14 +110,18 @@ pub fn apply_create(e: &TaskTimersEntry, restore_ids: bool, b: &mut Batch) {
     }
 }
 
-/// Starts all timers with the time that they had left.
-pub fn apply_start(e: &TaskTimersEntry, b: &mut Batch) {
+/// Starts all timers with the time that they had left. `expired`: timers whose signal was pending, which send it at once.
+pub fn apply_start(e: &TaskTimersEntry, expired: &[u32], b: &mut Batch) {
     for (which, t) in [&e.real, &e.virt, &e.prof].into_iter().enumerate() {
-        let at = b.bytes(&[t.isec, t.iusec, t.vsec, t.vusec].map(u64::to_ne_bytes).concat());
+        // An interval timer whose signal has not been taken yet shows no time left; set so it would never run again.
+        let waits = (t.vsec, t.vusec) == (0, 0) && (t.isec, t.iusec) != (0, 0);
+        let left = if waits { 1 } else { t.vusec };
+        let at = b.bytes(&[t.isec, t.iusec, t.vsec, left].map(u64::to_ne_bytes).concat());
         b.call("setitimer", libc::SYS_setitimer, [which.into(), at.into(), 0.into()]);
     }
     for t in &e.posix {
-        let at = b.bytes(&[t.isec, t.insec, t.vsec, t.vnsec].map(u64::to_ne_bytes).concat());
+        let (sec, nsec) = if expired.contains(&t.it_id) { (0, 1) } else { (t.vsec, t.vnsec) };
+        let at = b.bytes(&[t.isec, t.insec, sec, nsec].map(u64::to_ne_bytes).concat());
         b.call("timer_settime", libc::SYS_timer_settime, [t.it_id.into(), 0.into(), at.into(), 0.into()]);
     }
 }
