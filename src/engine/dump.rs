@@ -41,7 +41,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     sink.finish()?;
 
     // Read last: the kernel goes on queueing what peers send, and the lock is short.
-    let bracket: Bracket = watch.enter(&mut all)?;
+    let bracket: Bracket = watch.enter(&mut all, req.fate)?;
     all.tree.files = std::mem::take(&mut all.files.all.files);
     all.tree.pipe_data = std::mem::take(&mut all.files.all.pipe_data);
     all.tree.socket_queues = std::mem::take(&mut all.files.all.socket_queues);
@@ -54,12 +54,12 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     writer.commit()?;
     match req.fate {
         Fate::Resume => {
-            bracket.leave()?;
             report.frozen = frozen.frozen_for();
             drop(frozen);
         }
         Fate::Kill => {
             report.frozen = frozen.frozen_for();
+            bracket.commit()?;
             frozen.kill()?;
             bracket.hold()?;
         }

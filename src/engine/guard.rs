@@ -2,7 +2,8 @@
 //!
 //! The mode belongs to the socket: it stays when the process that set it is killed, and a connection in it is
 //! silent for ever. So before the first socket enters the mode, the guard holds it too. When the driver ends without
-//! having dismissed it, the guard lets the connections go on.
+//! having dismissed it, the guard lets the connections go on. The kernel closes the files of a process that dies
+//! before it lets its tracees go, so the guard has a head start on them; who wants more keeps the mode short.
 //!
 //! What takes the kernel long to close is its business as well ([`Guard::keep`]): it outlives the driver by that.
 
@@ -33,9 +34,10 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     }
 }
 
-/// The driver's messages, one byte each. The guard answers those that bring descriptors with the same byte.
+/// The driver's messages, one byte each. The guard answers all but the last with the same byte.
 const WATCH: u8 = b'w';
 const KEEP: u8 = b'k';
+const COMMIT: u8 = b'c';
 const DISMISS: u8 = b'd';
 
 /// A process that watches this one. Dropped, it goes away and touches nothing, like [`Guard::dismiss`].
@@ -80,6 +82,11 @@ impl Guard {
         }
     }
 
+    /// The container is to end: if the driver ends before, the connections shall not go on but end in silence, too.
+    pub fn commit(&self) -> Result<(), Error> {
+        self.hand_over(COMMIT, &[])
+    }
+
     /// Ends the guard: the sockets are out of repair mode, or shall stay in it until they are closed.
     pub fn dismiss(self) {}
 }
@@ -100,10 +107,13 @@ struct Watched {
 /// The guard's life; returns its exit status.
 fn watch(driver: &PidFd, socket: BorrowedFd<'_>) -> i32 {
     let mut watched = Vec::new();
-    match follow(driver, socket, &mut watched) {
-        Ok(End::Dismissed) => 0,
-        Ok(End::Alone) | Err(_) => i32::from(watched.iter().map(restore).any(|r| r.is_err())),
-    }
+    let end = follow(driver, socket, &mut watched);
+    let act = match end {
+        Ok(End::Dismissed) => |_: &Watched| Ok(()),
+        Ok(End::AloneAfterCommit) => |w: &Watched| tcp::repair_on(w.socket.as_fd()),
+        Ok(End::Alone) | Err(_) => go_on,
+    };
+    i32::from(watched.iter().map(act).filter(|done| done.is_err()).count() > 0)
 }
 
 /// Why there is nothing to follow any more.
@@ -111,6 +121,7 @@ enum End {
     Dismissed,
     /// The driver has ended without a word.
     Alone,
+    AloneAfterCommit,
 }
 
 /// Takes what is handed over.
@@ -122,17 +133,19 @@ fn follow(driver: &PidFd, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) ->
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
     nix::sys::prctl::set_name(c"lmrun-guard")?;
     let mut kept = Vec::new();
+    let mut alone = End::Alone;
     loop {
         // The socket is not enough: other children of the driver may hold its end, too.
         let mut polled = [socket, driver.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         poll(&mut polled, PollTimeout::NONE)?;
         if polled[0].any() != Some(true) {
-            return Ok(End::Alone);
+            return Ok(alone);
         }
         let mut message = [0];
         let (len, fds) = fdpass::receive(socket, &mut message)?;
         match (len, message[0]) {
-            (0, _) => return Ok(End::Alone),
+            (0, _) => return Ok(alone),
+            (_, COMMIT) => alone = End::AloneAfterCommit,
             (_, DISMISS) => return Ok(End::Dismissed),
             (_, WATCH) => {
                 for socket in fds {
@@ -147,7 +160,7 @@ fn follow(driver: &PidFd, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) ->
 }
 
 /// Lets the connection go on if it is silent.
-fn restore(watched: &Watched) -> io::Result<()> {
+fn go_on(watched: &Watched) -> io::Result<()> {
     let socket = watched.socket.as_fd();
     if tcp::in_repair(socket)? {
         tcp::repair_off(socket)?;

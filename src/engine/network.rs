@@ -13,9 +13,9 @@ use super::netlock::{Connection, NetLock, Nft};
 use super::res::fd::tcp::{self, Kind};
 use super::res::fd::tcp_stream::{self, Silent, Stream};
 use super::tree::{self, Tree};
-use super::{Error, Result, Subject};
+use super::{Error, Fate, Result, Subject};
 use crate::image::records::lmrun::LmrunSocket;
-use crate::image::records::sockets::{InetSkEntry, SkOptsEntry};
+use crate::image::records::sockets::InetSkEntry;
 use crate::sys::netns;
 use crate::sys::segment::RawTcp;
 
@@ -44,73 +44,54 @@ impl Watch {
         Ok(Watch(Some(Tools { id: subject.id.clone(), guard, nft })))
     }
 
-    /// Locks the container's connections and reads them. All of them are silent until the bracket is left.
-    pub fn enter(self, all: &mut Collection) -> Result<Bracket> {
-        let mut connected: Vec<(u32, Connection, SkOptsEntry)> = Vec::new();
+    /// Locks the container's connections out and reads them. They stay locked out if the container is to end here.
+    pub fn enter(self, all: &mut Collection, fate: Fate) -> Result<Bracket> {
+        let mut connections = Vec::new();
+        let mut sockets = Vec::new();
         for e in all.files.all.files.iter().filter_map(|f| f.isk.as_ref()) {
-            if Kind::of(e).map_err(|source| Error::Socket { id: e.id, source })?.has_peer() {
-                let c = tcp::connection(e).map_err(|source| Error::Socket { id: e.id, source })?;
-                connected.push((e.id, c, e.opts.clone()));
+            let failed = |source| Error::Socket { id: e.id, source };
+            if Kind::of(e).map_err(failed)?.has_peer() {
+                connections.push(tcp::connection(e).map_err(failed)?);
+                sockets.extend(all.files.sockets.remove(&e.id).map(|socket| (e.id, socket)));
             }
         }
-        let (Some(tools), false) = (self.0, connected.is_empty()) else { return Ok(Bracket(None)) };
-        let connections: Vec<Connection> = connected.iter().map(|(_, c, _)| *c).collect();
-        let sockets: Vec<(OwnedFd, SkOptsEntry)> = connected
-            .iter()
-            .filter_map(|(id, _, opts)| Some((all.files.sockets.remove(id)?, opts.clone())))
-            .collect();
-        let held: Vec<BorrowedFd> = sockets.iter().map(|(s, _)| s.as_fd()).collect();
-        tools.guard.watch(&held)?;
+        let (Some(tools), false) = (self.0, connections.is_empty()) else { return Ok(Bracket(None)) };
+        let watched: Vec<BorrowedFd> = sockets.iter().map(|(_, s)| s.as_fd()).collect();
+        tools.guard.watch(&watched)?;
         let lock = tools.nft.lock(&tools.id, &connections)?;
-        let mut locked = Locked { id: tools.id, guard: Some(tools.guard), lock: Some(lock), connections, sockets };
-        locked.read(&connected, all)?;
-        Ok(Bracket(Some(locked)))
+        for (id, socket) in &sockets {
+            read(*id, socket.as_fd(), all)?;
+        }
+        if fate == Fate::Resume {
+            lock.release()?;
+            return Ok(Bracket(None));
+        }
+        Ok(Bracket(Some(Locked { id: tools.id, guard: tools.guard, lock, connections, sockets })))
     }
 }
 
-/// The time in which the connections are silent. Dropped, it lets them go on.
+/// Reads one connection into `all`.
+fn read(id: u32, socket: BorrowedFd<'_>, all: &mut Collection) -> Result<()> {
+    let entry = all.files.all.files.iter_mut().find(|f| f.id == id).and_then(|f| f.isk.as_mut());
+    let Some(entry) = entry else { return Ok(()) };
+    let stream = tcp_stream::read(socket, entry).map_err(|source| Error::Socket { id, source })?;
+    if let Some(Stream { entry: stream, inq, outq }) = stream {
+        all.tree.streams.insert(entry.ino, (stream, [inq, outq].concat()));
+    }
+    Ok(())
+}
+
+/// The time in which peers are locked out, so that nothing is acknowledged that is not in the image. Dropped, it ends.
 #[derive(Debug)]
 pub struct Bracket(Option<Locked>);
 
 #[derive(Debug)]
 struct Locked {
     id: String,
-    guard: Option<Guard>,
-    lock: Option<NetLock>,
+    guard: Guard,
+    lock: NetLock,
     connections: Vec<Connection>,
-    sockets: Vec<(OwnedFd, SkOptsEntry)>,
-}
-
-impl Locked {
-    fn read(&mut self, connected: &[(u32, Connection, SkOptsEntry)], all: &mut Collection) -> Result<()> {
-        for ((id, ..), (socket, _)) in connected.iter().zip(&self.sockets) {
-            let failed = |source| Error::Socket { id: *id, source };
-            let entry = all.files.all.files.iter_mut().find(|f| f.id == *id).and_then(|f| f.isk.as_mut());
-            let Some(entry) = entry else { continue };
-            tcp_stream::enter_repair(socket.as_fd()).map_err(failed)?;
-            if let Some(Stream { entry: stream, inq, outq }) = tcp_stream::read(socket.as_fd(), entry).map_err(failed)? {
-                all.tree.streams.insert(entry.ino, (stream, [inq, outq].concat()));
-            }
-        }
-        Ok(())
-    }
-
-    fn end_repair(&mut self) -> Result<()> {
-        let mut first = Ok(());
-        for (socket, opts) in self.sockets.drain(..) {
-            let left = tcp_stream::leave_repair(socket.as_fd(), &opts).map_err(|source| Error::Socket { id: 0, source });
-            first = first.and(left);
-        }
-        self.guard = None;
-        first
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // The guard is still there for what fails.
-        let _ = self.end_repair();
-    }
+    sockets: Vec<(u32, OwnedFd)>,
 }
 
 impl Bracket {
@@ -119,28 +100,20 @@ impl Bracket {
         self.0.as_ref().map(|l| l.id.clone())
     }
 
-    /// The connections go on here.
-    pub fn leave(mut self) -> Result<()> {
-        let Some(mut locked) = self.0.take() else { return Ok(()) };
-        locked.end_repair()?;
-        if let Some(lock) = locked.lock.take() {
-            lock.release()?;
-        }
-        Ok(())
+    /// From here on the container ends, and its connections with it, without a word to their peers.
+    pub fn commit(&self) -> Result<()> {
+        self.0.as_ref().map_or(Ok(()), |locked| Ok(locked.guard.commit()?))
     }
 
-    /// The container has ended here: its peers meet silence for a while.
-    pub fn hold(mut self) -> Result<()> {
-        let Some(mut locked) = self.0.take() else { return Ok(()) };
-        if let Some(lock) = &locked.lock {
-            lock.hold(&locked.id, &locked.connections, HOLD)?;
+    /// The container has ended: its peers meet silence for a while.
+    pub fn hold(self) -> Result<()> {
+        let Some(locked) = self.0 else { return Ok(()) };
+        for (id, socket) in locked.sockets {
+            tcp_stream::silence(socket.as_fd()).map_err(|source| Error::Socket { id, source })?;
         }
-        // Closed in repair mode: without a word to the peer.
-        locked.sockets.clear();
-        locked.guard = None;
-        if let Some(lock) = locked.lock.take() {
-            lock.release()?;
-        }
+        locked.lock.hold(&locked.id, &locked.connections, HOLD)?;
+        locked.guard.dismiss();
+        locked.lock.release()?;
         Ok(())
     }
 }

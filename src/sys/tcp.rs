@@ -26,6 +26,8 @@ const TCP_REPAIR_WINDOW: c_int = 29;
 /// TCP_REPAIR_OFF of include/uapi/linux/tcp.h: leave the mode and send a window probe.
 const REPAIR_OFF: c_int = 0;
 const REPAIR_ON: c_int = 1;
+/// TCP_REPAIR_OFF_NO_WP of include/uapi/linux/tcp.h, since 4.19: leave the mode and send nothing.
+const REPAIR_OFF_NO_WP: c_int = -1;
 
 /// The queue that TCP_QUEUE_SEQ, send(2) and recv(2) mean while TCP_REPAIR is on; values of
 /// TCP_REPAIR_QUEUE in include/uapi/linux/tcp.h.
@@ -131,6 +133,11 @@ pub fn repair_on(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Leaves the repair mode, by which an established socket sends a window probe. Clears SO_REUSEADDR.
 pub fn repair_off(fd: BorrowedFd<'_>) -> io::Result<()> {
     sockopt::set_int(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF)
+}
+
+/// Leaves the repair mode and sends nothing. Clears SO_REUSEADDR.
+pub fn repair_off_quietly(fd: BorrowedFd<'_>) -> io::Result<()> {
+    sockopt::set_int(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_NO_WP)
 }
 
 /// Whether the socket is in repair mode.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lmrun::engine::guard::Guard;
 use lmrun::engine::netlock::Nft;
 use lmrun::engine::res::fd::{tcp, tcp_stream};
-use lmrun::sys::{fork, sockopt, tcp as repair};
+use lmrun::sys::{fds, fork, sockopt, tcp as repair};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 
@@ -26,6 +26,8 @@ fn the_driver_is_killed_in_the_bracket() {
     let facts = tcp::facts(here.as_fd()).expect("facts");
     let connection = tcp::connection(&facts.entry).expect("connection");
     let driver = fork::child(|| {
+        // The other tests' locks must not live on in this process.
+        fds::close_all_except(&[here.as_fd(), net.a.fd()]).expect("close");
         let guard = Guard::spawn().expect("guard");
         // Another child of the driver that holds its end of everything.
         fork::child(|| {
@@ -35,7 +37,7 @@ fn the_driver_is_killed_in_the_bracket() {
         .expect("child");
         guard.watch(&[here.as_fd()]).expect("watch");
         let lock = Nft::open(net.a.fd()).and_then(|nft| nft.lock("net-guard", &[connection]));
-        tcp_stream::enter_repair(here.as_fd()).expect("repair");
+        tcp_stream::silence(here.as_fd()).expect("repair");
         std::thread::sleep(Duration::from_secs(60));
         drop(lock);
         1
@@ -88,7 +90,7 @@ fn dismissed_it_touches_nothing() {
     let sockets = [here.as_fd(); 600];
     guard.watch(&sockets).expect("watch");
     let watched = start.elapsed() - spawned;
-    tcp_stream::enter_repair(here.as_fd()).expect("repair");
+    tcp_stream::silence(here.as_fd()).expect("repair");
     let start = Instant::now();
     guard.dismiss();
     println!(
@@ -96,4 +98,33 @@ fn dismissed_it_touches_nothing() {
         start.elapsed()
     );
     assert!(repair::in_repair(here.as_fd()).unwrap());
+}
+
+#[test]
+fn after_the_commit_the_connection_ends_in_silence() {
+    if !able() {
+        return;
+    }
+    let net = Triangle::new();
+    let (_listener, here, mut peer) = connected(&net, HERE[0], HERE[0]);
+    let driver = fork::child(|| {
+        fds::close_all_except(&[here.as_fd()]).expect("close");
+        let guard = Guard::spawn().expect("guard");
+        guard.watch(&[here.as_fd()]).expect("watch");
+        guard.commit().expect("commit");
+        std::thread::sleep(Duration::from_secs(60));
+        1
+    })
+    .expect("driver");
+    drop(here);
+    // Until then the guard has the only descriptor of the connection.
+    std::thread::sleep(Duration::from_millis(50));
+    peer.write_all(b"x").expect("taken by the kernel");
+    kill(driver, Signal::SIGKILL).unwrap();
+    waitpid(driver, None).unwrap();
+    peer.set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    // Neither a reset nor an end, but the timeout.
+    let end = peer.read_exact(&mut [0]).expect_err("silence");
+    assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock);
 }

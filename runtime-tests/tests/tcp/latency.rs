@@ -22,7 +22,7 @@ fn serve(socket: &mut TcpStream, time: Duration) {
     while start.elapsed() < time {
         match socket.read(&mut bytes) {
             Ok(n) => socket.write_all(&bytes[..n]).unwrap(),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(e) => panic!("{e}"),
         }
     }

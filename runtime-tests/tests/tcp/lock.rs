@@ -24,13 +24,21 @@ fn connection(socket: &TcpStream) -> Connection {
     tcp::connection(&tcp::facts(socket.as_fd()).expect("facts").entry).expect("connection")
 }
 
-/// Whether a byte sent at one end arrives at the other within 100 ms.
-fn passes(from: &TcpStream, to: &TcpStream) -> bool {
+/// Whether a byte sent at one end arrives at the other within `patience`.
+fn arrives(from: &TcpStream, to: &TcpStream, patience: Duration) -> bool {
     let (mut from, mut to) = (from, to);
     from.write_all(b"x").expect("send");
-    to.set_read_timeout(Some(Duration::from_millis(100)))
-        .unwrap();
-    to.read(&mut [0]).is_ok()
+    to.set_read_timeout(Some(patience)).unwrap();
+    to.read_exact(&mut [0]).is_ok()
+}
+
+/// Long enough for a retransmission.
+fn passes(from: &TcpStream, to: &TcpStream) -> bool {
+    arrives(from, to, Duration::from_secs(3))
+}
+
+fn stopped(from: &TcpStream, to: &TcpStream) -> bool {
+    !arrives(from, to, Duration::from_millis(100))
 }
 
 #[test]
@@ -45,7 +53,7 @@ fn only_its_own_connections() {
         let nft = Nft::open(net.a.fd()).expect("nft");
         let lock = nft.lock("net-only", &[connection(&locked)]).expect("lock");
         assert!(passes(&free, &free_peer) && passes(&free_peer, &free));
-        assert!(!passes(&locked, &locked_peer) && !passes(&locked_peer, &locked));
+        assert!(stopped(&locked, &locked_peer) && stopped(&locked_peer, &locked));
         let start = Instant::now();
         let nft = lock.release().expect("release");
         println!("release {:?}", start.elapsed());
@@ -77,7 +85,7 @@ fn ends_with_its_owner() {
             .status
             .success()
     );
-    assert!(!passes(&peer, &here));
+    assert!(stopped(&peer, &here));
     drop(lock);
     assert!(!net.a.tables().contains("lmrun"));
     assert!(passes(&peer, &here));
@@ -100,7 +108,7 @@ fn holds_for_a_time_after_the_owner() {
         .expect("hold again");
     drop(nft);
     assert!(net.a.tables().contains("lmrun-net-held"));
-    assert!(!passes(&peer, &here) && !passes(&peer6, &here6));
+    assert!(stopped(&peer, &here) && stopped(&peer6, &here6));
     std::thread::sleep(Duration::from_millis(700));
     assert!(
         passes(&here, &peer) && passes(&here6, &peer6),

@@ -53,10 +53,10 @@ pub fn move_connection(net: &Triangle, socket: impl Into<OwnedFd>, frozen: Durat
     let start = Instant::now();
     let lock = nft.lock("net-move", &[connection]).expect("lock");
     let locked = start.elapsed();
-    tcp_stream::enter_repair(old.as_fd()).expect("repair");
     let stream = tcp_stream::read(old.as_fd(), &mut facts.entry)
         .expect("stream")
         .expect("open");
+    tcp_stream::silence(old.as_fd()).expect("silence");
     let read = start.elapsed();
     let silent = net.c.run(|| {
         tcp_stream::create(&facts.entry, Some(&facts.more), stream.clone()).expect("create")
@@ -244,12 +244,13 @@ fn many_connections_in_one_bracket() {
     let lock = nft.lock("net-bracket", &connections).expect("lock");
     times.push(("lock", Instant::now()));
     let read = |(h, f): (&TcpStream, &mut Facts)| {
-        tcp_stream::enter_repair(h.as_fd()).expect("repair");
         tcp_stream::read(h.as_fd(), &mut f.entry)
             .expect("stream")
             .expect("open")
     };
     let streams: Vec<Stream> = here.iter().zip(&mut facts).map(read).collect();
+    here.iter()
+        .for_each(|h| tcp_stream::silence(h.as_fd()).expect("silence"));
     times.push(("read", Instant::now()));
     let silent: Vec<_> = net.c.run(|| {
         let create = |(f, s): (&Facts, Stream)| tcp_stream::create(&f.entry, Some(&f.more), s);

@@ -136,9 +136,8 @@ fn of_a_listening_socket() {
         let expected = address.contains(':').then_some(only != Some(0));
         assert_eq!(before.entry.v6only, expected);
         drop(old);
-        // A connection that it has accepted still has the port.
         let new = net
-            .a
+            .c
             .run(|| tcp::create_listening(&before.entry, Some(&before.more)).unwrap());
         assert_eq!(before, comparable(tcp::facts(new.as_fd()).unwrap()));
     }
@@ -213,7 +212,7 @@ fn of_a_socket_without_connection() {
             assert_eq!(before.kind, Kind::Unconnected);
             drop(old);
             let new = net
-                .a
+                .c
                 .run(|| tcp::create_unconnected(&before.entry, Some(&before.more)).unwrap());
             assert_eq!(before, comparable(tcp::facts(new.as_fd()).unwrap()));
         }
@@ -270,7 +269,6 @@ fn of_a_connection_that_is_not_answered_yet() {
         let mut facts = tcp::facts(old.as_fd()).unwrap();
         assert_eq!(facts.kind, Kind::Connecting);
         assert_eq!(tcp::connection(&facts.entry).unwrap().remote, peer);
-        tcp_stream::enter_repair(old.as_fd()).unwrap();
         assert_eq!(
             tcp_stream::read(old.as_fd(), &mut facts.entry).unwrap(),
             None

@@ -19,7 +19,7 @@ use super::tcp::{
 use super::{address, sockopts};
 use crate::engine::netlock::Connection;
 use crate::image::records::lmrun::LmrunSocket;
-use crate::image::records::sockets::{InetSkEntry, SkOptsEntry, TcpStreamEntry};
+use crate::image::records::sockets::{InetSkEntry, TcpStreamEntry};
 use crate::sys::segment::{RawTcp, Segment};
 use crate::sys::sockopt;
 use crate::sys::tcp::{self, Queue, RepairOption, RepairWindow, state};
@@ -32,22 +32,25 @@ pub struct Stream {
     pub outq: Vec<u8>,
 }
 
-/// Makes the socket silent and readable. A `guard` should know of it before.
-pub fn enter_repair(fd: BorrowedFd<'_>) -> Result<()> {
+/// Makes the socket silent: whatever becomes of it, its peer does not learn of it. A `guard` should know of it before.
+pub fn silence(fd: BorrowedFd<'_>) -> Result<()> {
     call("TCP_REPAIR")(tcp::repair_on(fd))
 }
 
-/// Lets the socket go on as before; `opts` are what [`facts`](super::tcp::facts) has read.
-pub fn leave_repair(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
-    call("TCP_REPAIR")(tcp::repair_off(fd))?;
-    restore_reuse(fd, opts)
+/// Reads the queues of a socket and brings `entry` up to date: its peer may have answered, closed or reset it since
+/// [`facts`](super::tcp::facts). None if there is no connection, not yet or no more; `entry` says which.
+///
+/// The connection's segments must be locked out; one that slipped in before is waited for. The socket is in repair mode
+/// for some 20 us, in which its own process must not touch it, and a `guard` should know of it before.
+pub fn read(fd: BorrowedFd<'_>, entry: &mut InetSkEntry) -> Result<Option<Stream>> {
+    silence(fd)?;
+    let stream = read_silent(fd, entry);
+    call("TCP_REPAIR")(tcp::repair_off_quietly(fd))?;
+    restore_reuse(fd, &entry.opts)?;
+    stream
 }
 
-/// Reads the queues of a socket in repair mode, and brings `entry` up to date: its peer may have answered, closed or
-/// reset it since [`facts`](super::tcp::facts). None if there is no connection, not yet or no more; `entry` says which.
-///
-/// The connection's segments must be locked out; one that slipped in before is waited for.
-pub fn read(fd: BorrowedFd<'_>, entry: &mut InetSkEntry) -> Result<Option<Stream>> {
+fn read_silent(fd: BorrowedFd<'_>, entry: &mut InetSkEntry) -> Result<Option<Stream>> {
     for _ in 0..READ_TRIES {
         let before = Lengths::read(fd)?;
         let info = call("TCP_INFO")(tcp::info(fd))?;
@@ -174,7 +177,7 @@ pub fn create(entry: &InetSkEntry, more: Option<&LmrunSocket>, stream: Stream) -
     let write_seq = tcp.outq_seq.wrapping_sub(local_fin(entry.state).into());
     let rcv_nxt = tcp.inq_seq.wrapping_sub(remote_fin(entry.state).into());
     // Repair mode also gives the port whoever else uses it; SO_REUSEADDR would take that away again.
-    enter_repair(fd)?;
+    silence(fd)?;
     sockopts::restore_buffers(fd, &entry.opts, 0, stream.inq.len())?;
     for (queue, seq, len) in [
         (Queue::Send, write_seq, stream.outq.len()),
@@ -350,7 +353,8 @@ impl Silent {
                 let (sent, unsent) = outq.split_at(outq.len() - unsent);
                 fill_queue(fd, Queue::Send, sent)?;
                 // Sends a window probe, which makes the peer say what it has received.
-                leave_repair(fd, &self.entry.opts)?;
+                call("TCP_REPAIR")(tcp::repair_off(fd))?;
+                restore_reuse(fd, &self.entry.opts)?;
                 // The probe acknowledges nothing. A peer that waits for an acknowledgement that was due would
                 // wait for a timer if this one fails, which is no reason to fail.
                 if timestamps {
