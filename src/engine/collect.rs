@@ -222,7 +222,11 @@ fn zombie(task: &Task, entry: PstreeEntry) -> Result<Process> {
         comm: thread::collect_name(task.pid)?,
         ..TaskCoreEntry::default()
     };
-    let core = CoreEntry { mtype: March::X8664 as i32, tc: Some(tc), ..CoreEntry::default() };
+    // They decide who may see how it ended.
+    let status = proc::status(task.pid).map_err(|e| Error::proc(task.pid, e))?;
+    let creds = creds::record(&status, 0).map_err(|e| Error::proc(task.pid, e))?;
+    let thread_core = Some(ThreadCoreEntry { creds: Some(creds), ..ThreadCoreEntry::default() });
+    let core = CoreEntry { mtype: March::X8664 as i32, tc: Some(tc), thread_core, ..CoreEntry::default() };
     Ok(Process { entry, cores: vec![core], alive: None })
 }
 

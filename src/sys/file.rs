@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, pid_t};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// include/uapi/asm-generic/fcntl.h
 pub const F_SETSIG: c_int = 10;
@@ -167,15 +168,35 @@ pub struct TimerValue {
     pub interval: (u64, u64),
 }
 
+/// include/uapi/linux/timerfd.h, since 3.16 with CONFIG_CHECKPOINT_RESTORE.
+const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+
+/// Has the kernel count what a periodic timerfd with `ticks` unread expirations has missed since the first of them:
+/// it does that when it is read, and takes the number back.
+pub fn count_missed(fd: impl AsFd, ticks: u64) -> io::Result<()> {
+    let set = |ticks: u64| {
+        // SAFETY: `ticks` lives across the call.
+        let r = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), TFD_IOC_SET_TICKS as _, &raw const ticks) };
+        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // Before anything is taken: can it be given back?
+    set(ticks)?;
+    let mut missed = [0; 8];
+    nix::unistd::read(&fd, &mut missed)?;
+    set(u64::from_ne_bytes(missed))
+}
+
 /// A timerfd that expires after `value.left` and has `ticks` unread expirations.
 ///
 /// `flags` are those of timerfd_settime(2); with TFD_TIMER_ABSTIME the time left is counted from now.
 pub fn timerfd(clock: c_int, value: TimerValue, flags: c_int, ticks: u64) -> io::Result<OwnedFd> {
-    const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
     const NANOS: i64 = 1_000_000_000;
     let spec = |(s, ns)| libc::timespec { tv_sec: s as i64, tv_nsec: ns as i64 };
-    let mut spec = libc::itimerspec { it_interval: spec(value.interval), it_value: spec(value.left) };
-    if flags & libc::TFD_TIMER_ABSTIME != 0 && value.left != (0, 0) {
+    // A periodic timer that nobody has read since it expired shows no time left; set so it would never run again.
+    let waits = ticks > 0 && value.left == (0, 0) && value.interval != (0, 0);
+    let left = if waits { (0, 1) } else { value.left };
+    let mut spec = libc::itimerspec { it_interval: spec(value.interval), it_value: spec(left) };
+    if flags & libc::TFD_TIMER_ABSTIME != 0 && left != (0, 0) {
         let now = nix::time::clock_gettime(nix::time::ClockId::from_raw(clock))?;
         let nanos = spec.it_value.tv_nsec + now.tv_nsec();
         spec.it_value.tv_sec += now.tv_sec() + nanos / NANOS;
@@ -190,6 +211,10 @@ pub fn timerfd(clock: c_int, value: TimerValue, flags: c_int, ticks: u64) -> io:
         let fd = OwnedFd::from_raw_fd(fd);
         if libc::timerfd_settime(fd.as_raw_fd(), flags, &raw const spec, std::ptr::null_mut()) < 0 {
             return Err(io::Error::last_os_error());
+        }
+        // It has expired already: the count that this made is replaced.
+        if waits {
+            poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(100u8))?;
         }
         if ticks > 0 && libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS as _, &raw const ticks) < 0 {
             return Err(io::Error::last_os_error());

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use libc::{c_int, pid_t};
 
-use super::{Built, Site, built, missing, space};
+use super::{Built, Site, built, missing, space, threads};
 use crate::engine::plan::{self, Birth};
+use crate::engine::res::task::{creds, signals};
 use crate::engine::tree::Process;
 use crate::engine::{Error, Result};
 use crate::sys::proc;
@@ -221,6 +222,11 @@ fn end(all: &mut BTreeMap<u32, Built>, p: &Process) -> Result<()> {
         let none = b.room(16);
         // No core dump of a puppet.
         b.call("prlimit64", libc::SYS_prlimit64, [0.into(), libc::RLIMIT_CORE.into(), none.into(), 0.into()]);
+        if let Some(c) = p.cores[0].thread_core.as_ref().and_then(|t| t.creds.as_ref()) {
+            creds::apply(c, threads::capabilities(zombie.pid)?, p.entry.pid, &mut b)?;
+            // Kernels of 2026 remember it beyond the end: who may see the exit code of a zombie.
+            b.call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1.into()]);
+        }
         zombie.main.run(&zombie.memory, &mut b)?;
     }
     if signal == 0 {
@@ -250,7 +256,7 @@ pub fn kill(pid: pid_t, signal: c_int) -> Result<()> {
 fn drain(all: &mut BTreeMap<u32, Built>, times: usize) -> Result<()> {
     for p in all.values_mut() {
         let mut b = p.main.batch();
-        crate::engine::res::task::signals::drain(&mut b, times.min(64) + 1);
+        signals::drain(&mut b, times.min(64) + 1);
         p.main.run(&p.memory, &mut b)?;
     }
     Ok(())

@@ -128,7 +128,7 @@ impl Site {
             files::link(self, built, a)?;
             space::finish(built, a)?;
         }
-        let has = threads::capabilities(all)?;
+        let has = threads::capabilities(built(all, 1)?.pid)?;
         for (p, a) in alive() {
             let missed = threads::dress(built(all, p.entry.pid)?, p, a, &self.plan.tree.seccomp, has)?;
             self.report.missed.extend(missed);

@@ -16,7 +16,7 @@ use crate::image::page_source::Extent;
 use crate::image::pages::{PAGE_SIZE, PagesOf};
 use crate::image::records::mm::{MmEntry, VmaEntry, vma_status};
 use crate::sys::pidfd::PidFd;
-use crate::sys::proc;
+use crate::sys::{file, proc};
 use crate::sys::uffd::{self, Uffd};
 use crate::tracee::batch::Batch;
 
@@ -32,8 +32,7 @@ const WORTH_A_UFFD: u64 = 64;
 pub fn shape(site: &mut Site, built: &mut Built, of: u32, alive: &Alive, from: Option<&MmEntry>) -> Result<()> {
     let kept = kept(&alive.mm, from);
     unmap(site, built, &alive.mm, from, &kept)?;
-    let new_program = from.is_none_or(|f| f.exe_file_id != alive.mm.exe_file_id);
-    map(site, built, alive, &kept, new_program)?;
+    map(site, built, alive, &kept)?;
     check_vdso(built, &alive.mm)?;
     let extents = site.plan.pages.get(&PagesOf::Task(of)).map_or(&[][..], |e| &e[..]);
     let inherited = from.map(|_| &kept[..]).unwrap_or(&[]);
@@ -84,7 +83,7 @@ fn unmap(site: &Site, built: &mut Built, mm: &MmEntry, from: Option<&MmEntry>, k
     built.run_all(&calls)
 }
 
-fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry], new_program: bool) -> Result<()> {
+fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) -> Result<()> {
     let is_kept = |v: &VmaEntry| kept.iter().any(|k| k.start == v.start);
     let mapped: Vec<u32> = alive.mm.vmas.iter().filter(|v| is_file_mapping(v) && !is_kept(v)).map(|v| v.shmid as u32).collect();
     let mut wanted: Vec<u32> = mapped;
@@ -141,7 +140,9 @@ fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry], ne
     built.main.run(&built.memory, &mut b)?;
     let mut b = built.main.batch();
     let exe = file_fd[&u64::from(alive.mm.exe_file_id)];
-    mm::apply(&alive.mm, new_program.then_some(exe), &mut b);
+    let program = file::stat(&site.files[&alive.mm.exe_file_id]).map_err(Error::system("the program"))?;
+    let now = File::open(format!("/proc/{}/exe", built.pid)).and_then(file::stat).map_err(|e| Error::proc(built.pid, e))?;
+    mm::apply(&alive.mm, (!now.is_same_file(&program)).then_some(exe), &mut b);
     built.main.run(&built.memory, &mut b)?;
     built.forget_parked(site.parking)
 }

@@ -1,7 +1,5 @@
 //! Threads, and all that is a task's own: dressed as the dumped ones were, and let go.
 
-use std::collections::BTreeMap;
-
 use libc::pid_t;
 
 use super::{Built, family, missing};
@@ -42,10 +40,9 @@ pub fn make(built: &mut Built, p: &Process) -> Result<()> {
     Ok(())
 }
 
-/// The capabilities that puppets have, all the same.
-pub fn capabilities(all: &BTreeMap<u32, Built>) -> Result<u64> {
-    let init = all.get(&1).ok_or_else(|| missing(1))?;
-    proc::status(init.pid).and_then(|s| s.mask("CapPrm")).map_err(|e| Error::proc(init.pid, e))
+/// The capabilities that a puppet has, and all others like it.
+pub fn capabilities(puppet: pid_t) -> Result<u64> {
+    proc::status(puppet).and_then(|s| s.mask("CapPrm")).map_err(|e| Error::proc(puppet, e))
 }
 
 fn parts(core: &CoreEntry) -> Result<(&ThreadCoreEntry, u64)> {

@@ -8,6 +8,7 @@ use super::{Collected, FdFacts, FdKind, Workshop, part};
 use crate::engine::{Error, Result};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry, TimerfdEntry};
 use crate::sys::file::{self, TimerValue};
+use crate::sys::proc;
 use crate::tracee::batch::Batch;
 
 pub struct TimerFd;
@@ -23,6 +24,17 @@ impl FdKind for TimerFd {
     }
 
     fn dump(f: &FdFacts, id: u32, _: &mut Collected) -> Result<FileEntry> {
+        let ticks = f.number("ticks", 10)?;
+        let now;
+        let f = if ticks > 0 && pair(f, "it_interval")? != (0, 0) {
+            file::count_missed(&f.dup, ticks).map_err(|e| Error::proc(f.pid, e))?;
+            let dup = f.dup.try_clone().map_err(|e| Error::proc(f.pid, e))?;
+            let info = proc::fd_info(f.pid, f.fd).map_err(|e| Error::proc(f.pid, e))?;
+            now = FdFacts { info, dup, link: f.link.clone(), ..*f };
+            &now
+        } else {
+            f
+        };
         let (vsec, vnsec) = pair(f, "it_value")?;
         let (isec, insec) = pair(f, "it_interval")?;
         let record = TimerfdEntry {

@@ -19,6 +19,11 @@ pub fn ask(b: &mut Batch) -> usize {
 
 /// The record of the thread whose `/proc` status is `status`.
 pub fn answer(asked: usize, status: &proc::Status, b: &Batch) -> std::io::Result<CredsEntry> {
+    record(status, b.result(asked) as u32)
+}
+
+/// As [`answer`], for who cannot be asked: a zombie.
+pub fn record(status: &proc::Status, secbits: u32) -> std::io::Result<CredsEntry> {
     let id = |name| -> std::io::Result<[u32; 4]> {
         let ids: Vec<u32> = status.numbers(name, 10)?.into_iter().map(|n| n as u32).collect();
         ids.try_into().map_err(|_| std::io::ErrorKind::InvalidData.into())
@@ -38,7 +43,7 @@ pub fn answer(asked: usize, status: &proc::Status, b: &Batch) -> std::io::Result
         cap_prm: caps("CapPrm")?,
         cap_eff: caps("CapEff")?,
         cap_bnd: caps("CapBnd")?,
-        secbits: b.result(asked) as u32,
+        secbits,
         groups: status.numbers("Groups", 10)?.into_iter().map(|g| g as u32).collect(),
         lsm_profile: None,
         lsm_sockcreate: None,

@@ -26,8 +26,14 @@ pub fn apply(tid: pid_t, core: &ThreadCoreEntry, extra: Option<&LmrunThread>) ->
     let mut missed = Vec::new();
     if let Some(policy) = core.sched_policy {
         let mut a = sched::attributes(tid).map_err(|e| Error::proc(tid, e))?;
-        (a.policy, a.nice, a.priority) = (policy, core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0));
-        sched::set_attributes(tid, a).map_err(Error::system(format_args!("task {tid}: set its scheduling policy {policy}")))?;
+        a.nice = core.sched_nice.unwrap_or(0);
+        let set = |a| sched::set_attributes(tid, a).map_err(Error::system(format!("task {tid}: set its scheduling policy {policy}")));
+        if policy == libc::SCHED_IDLE as u32 {
+            // Has a nice value like any other, but does not take one.
+            set(a)?;
+        }
+        (a.policy, a.priority) = (policy, core.sched_prio.unwrap_or(0));
+        set(a)?;
     }
     if let Some(mask) = extra.and_then(|x| x.affinity.as_ref()) {
         let here = sched::affinity(tid).map_err(|e| Error::proc(tid, e))?;
