@@ -7,13 +7,14 @@
 //! trusted and the next one copies everything.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use libc::pid_t;
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
 use super::collect::host_facts;
@@ -114,15 +115,20 @@ impl Session {
     fn keep(self, subject: &Subject, token: String) -> Result<()> {
         let path = note_path(subject);
         let init = PidFd::open(subject.init).map_err(|e| Error::proc(subject.init, e))?;
-        fork::orphan(|| i32::from(self.stay(&init, &path, token).is_err())).map_err(Error::system("fork the keeper"))
+        let failed = || Error::system("start the keeper");
+        let (heard, word) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|e| failed()(e.into()))?;
+        fork::orphan(|| i32::from(self.stay(&init, &path, token, word.as_fd()).is_err())).map_err(failed())?;
+        drop(word);
+        // The next round may begin as soon as this one has ended: it must find the note.
+        File::from(heard).read_exact(&mut [0]).map_err(failed())
     }
 
-    /// The keeper's life.
-    fn stay(&self, init: &PidFd, path: &Path, token: String) -> io::Result<()> {
+    /// The keeper's life. A byte on `word` says that its note is there.
+    fn stay(&self, init: &PidFd, path: &Path, token: String, word: BorrowedFd<'_>) -> io::Result<()> {
         nix::unistd::setsid()?;
         nix::unistd::chdir("/")?;
         nix::sys::prctl::set_name(c"lmrun-keeper")?;
-        let kept: Vec<_> = self.0.values().map(AsFd::as_fd).chain([init.as_fd()]).collect();
+        let kept: Vec<_> = self.0.values().map(AsFd::as_fd).chain([init.as_fd(), word]).collect();
         fds::close_all_except(&kept)?;
         let me = std::process::id() as pid_t;
         let note = Note {
@@ -133,6 +139,7 @@ impl Session {
         let staging = path.with_extension("json.new");
         fs::write(&staging, serde_json::to_vec(&note)?)?;
         fs::rename(&staging, path)?;
+        nix::unistd::write(word, &[0])?;
         while !init.wait_end(std::time::Duration::from_secs(3600))? {}
         // Not if a later round has put its own there.
         match fs::read(path).ok().and_then(|json| serde_json::from_slice::<Note>(&json).ok()) {
