@@ -368,6 +368,22 @@ fn a_terminal_goes_to_the_console_socket() {
 }
 
 #[test]
+fn a_cgroup_belongs_to_one_container() {
+    let Some(first) = shell("sleep 100", |_| ()) else {
+        return;
+    };
+    make(&first, &["run", "-d"]).ok();
+    let shared = json!(format!("/lmrun-test/{}", first.id));
+    let edit = |config: &mut Value| config["linux"]["cgroupsPath"] = shared;
+    let Some(second) = shell("sleep 100", edit) else {
+        return;
+    };
+    let refused = make(&second, &["create"]).failed();
+    assert!(refused.err.contains("is not empty"), "{refused}");
+    assert_eq!(status(&first), "running");
+}
+
+#[test]
 fn lists_know_every_container() {
     let Some(c) = shell("sleep 100", |_| ()) else {
         return;

@@ -92,6 +92,9 @@ pub struct HalfMade {
 
 impl HalfMade {
     /// Takes the id and writes down what is about to be made.
+    ///
+    /// # Errors
+    /// [`Error::CgroupInUse`]: what is in a container's cgroup is killed with it, so nobody else may be.
     pub fn begin(store: &Store, id: &str, bundle: &Bundle) -> Result<Self> {
         let cgroup = Cgroup::of_container(bundle.linux()?.cgroups_path().as_deref(), id)?;
         let uid = geteuid().as_raw();
@@ -112,6 +115,12 @@ impl HalfMade {
             hooks: bundle.spec.hooks().clone(),
         };
         let locked = store.create(id)?;
+        let pids = cgroup.pids()?;
+        if !pids.is_empty() {
+            locked.remove()?;
+            let path = cgroup.path().to_owned();
+            return Err(Error::CgroupInUse { path, pids });
+        }
         let container = HalfMade {
             locked: Some(locked),
             state,

@@ -83,6 +83,8 @@ pub enum Error {
     Libcontainer(String),
     #[error("cgroup path {} is not one that a container can have for itself", .0.display())]
     CgroupPath(PathBuf),
+    #[error("container's cgroup {} is not empty: pids {pids:?}", path.display())]
+    CgroupInUse { path: PathBuf, pids: Vec<i32> },
     #[error("cgroup {} does not get empty: pids {pids:?}", path.display())]
     CgroupBusy { path: PathBuf, pids: Vec<i32> },
     #[error("cgroup {} has no freezer", .0.display())]

@@ -1,8 +1,8 @@
 //! The executor of create and run: the container's init becomes the program of config.json.
 //!
 //! libcontainer has built the namespaces, the root and the identity, and keeps the caller's
-//! capabilities. What remains, in this order: the startContainer hooks, signal handling as a
-//! program expects it, the seccomp filter, the capability sets, execve(2).
+//! capabilities. What remains, in this order: the seccomp filter, the capability sets, the startContainer
+//! hooks, signal handling as a program expects it, execve(2).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -90,19 +90,6 @@ impl Workload {
     /// runc's words, which engines look for.
     fn become_workload(&self) -> Result<Infallible, String> {
         let env = self.environment();
-        let pairs = env.iter().filter_map(|pair| pair.split_once('='));
-        let hook_env = pairs
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        run_hooks(
-            Some(&self.hooks),
-            Some(&self.hook_state),
-            None,
-            None,
-            Some(&hook_env),
-        )
-        .map_err(|e| format!("error running startContainer hook: {}", chain(&e)))?;
-
         let strings = |list: &[String]| -> Result<Vec<CString>, String> {
             list.iter()
                 .map(|s| CString::new(s.as_bytes()).map_err(|_| "argument holds a NUL byte".into()))
@@ -118,7 +105,6 @@ impl Workload {
             join_session_keyring(name)
                 .map_err(|e| format!("join a session keyring: {}", words(e)))?;
         }
-        signals::reset_all();
         if self.no_new_privileges {
             prctl::set_no_new_privs().map_err(|e| format!("set no_new_privs: {e}"))?;
         }
@@ -132,8 +118,21 @@ impl Workload {
         if self.no_new_privileges {
             self.install_seccomp()?;
         }
+        self.run_hooks(&env)?;
+        signals::reset_all();
         let Err(errno) = execve(&path, &argv, &envp);
         Err(format!("exec {}: {}", program.display(), words(errno)))
+    }
+
+    /// These hooks are the container's own programs: they get no more than the workload does.
+    fn run_hooks(&self, env: &[String]) -> Result<(), String> {
+        let pairs = env.iter().filter_map(|pair| pair.split_once('='));
+        let env = pairs
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let (hooks, state) = (Some(&self.hooks), Some(&self.hook_state));
+        run_hooks(hooks, state, None, None, Some(&env))
+            .map_err(|e| format!("error running startContainer hook: {}", chain(&e)))
     }
 
     /// A workload of another user may want to open `/dev/stderr` anew.
