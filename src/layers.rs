@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Each layer with those it may use.
 const LAYERS: [(&str, &[&str]); 7] = [
-    (
-        "cli",
-        &["runtime", "engine", "transfer", "tracee", "image", "sys"],
-    ),
+    ("cli", &["runtime", "engine", "transfer", "tracee", "image", "sys"]),
     ("runtime", &["engine", "transfer", "tracee", "image", "sys"]),
     ("engine", &["tracee", "image", "sys"]),
     ("transfer", &["tracee", "image", "sys"]),
@@ -30,9 +27,7 @@ fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
             found.extend(sources(&path));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            let code = text
-                .lines()
-                .filter(|line| !line.trim_start().starts_with("//"));
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
             found.push((path, code.collect::<Vec<_>>().join("\n")));
         }
     }
@@ -41,21 +36,16 @@ fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
 
 /// The first path segments that follow `crate::`, also in braces.
 fn used(code: &str) -> Vec<&str> {
-    let word = |text: &'_ str| {
-        text.find(|c: char| !c.is_alphanumeric() && c != '_')
-            .unwrap_or(text.len())
-    };
+    let word = |text: &'_ str| text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
     let mut names = Vec::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
         match rest.strip_prefix('{') {
             None => names.push(&rest[..word(rest)]),
-            Some(list) => {
-                names.extend(list[..list.find("};").unwrap_or(0)].split(',').map(|item| {
-                    let item = item.trim();
-                    &item[..word(item)]
-                }))
-            }
+            Some(list) => names.extend(list[..list.find("};").unwrap_or(0)].split(',').map(|item| {
+                let item = item.trim();
+                &item[..word(item)]
+            })),
         }
     }
     names
@@ -67,13 +57,9 @@ fn arrows_point_down() {
     for (layer, below) in LAYERS {
         for (path, code) in sources(&src().join(layer)) {
             let upward = used(&code).into_iter().filter(|name| {
-                *name != layer
-                    && LAYERS.iter().any(|(known, _)| known == name)
-                    && !below.contains(name)
+                *name != layer && LAYERS.iter().any(|(known, _)| known == name) && !below.contains(name)
             });
-            wrong.extend(
-                upward.map(|name| format!("{}: {layer} must not use {name}", path.display())),
-            );
+            wrong.extend(upward.map(|name| format!("{}: {layer} must not use {name}", path.display())));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -81,16 +67,9 @@ fn arrows_point_down() {
 
 #[test]
 fn every_directory_is_a_layer() {
-    for entry in fs::read_dir(src())
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.path().is_dir())
-    {
+    for entry in fs::read_dir(src()).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
         let name = entry.file_name();
-        assert!(
-            LAYERS.iter().any(|(layer, _)| name == *layer),
-            "{name:?} has no place in the layers"
-        );
+        assert!(LAYERS.iter().any(|(layer, _)| name == *layer), "{name:?} has no place in the layers");
     }
 }
 
@@ -99,11 +78,7 @@ fn libcontainer_stays_in_runtime() {
     for (path, code) in sources(&src()) {
         let allowed = path.starts_with(src().join("runtime")) || path.ends_with("layers.rs");
         for library in ["libcontainer::", "libcgroups::"] {
-            assert!(
-                allowed || !code.contains(library),
-                "{}: {library}",
-                path.display()
-            );
+            assert!(allowed || !code.contains(library), "{}: {library}", path.display());
         }
     }
 }
@@ -113,18 +88,13 @@ fn unsafe_stays_in_sys() {
     for (path, code) in sources(&src()) {
         let allowed = path.starts_with(src().join("sys")) || path.ends_with("layers.rs");
         for word in ["unsafe {", "unsafe fn", "unsafe impl", "allow(unsafe_code)"] {
-            assert!(
-                allowed || !code.contains(word),
-                "{}: {word}",
-                path.display()
-            );
+            assert!(allowed || !code.contains(word), "{}: {word}", path.display());
         }
     }
 }
 
 #[test]
 fn names_are_found_in_lists_too() {
-    let code =
-        "use crate::sys::proc;\nuse crate::{image::Error, tracee};\nlet x = crate::engine::dump();";
+    let code = "use crate::sys::proc;\nuse crate::{image::Error, tracee};\nlet x = crate::engine::dump();";
     assert_eq!(used(code), ["sys", "image", "tracee", "engine"]);
 }

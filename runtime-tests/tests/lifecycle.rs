@@ -31,10 +31,7 @@ fn container(args: &[&str], edit: impl FnOnce(&mut Value)) -> Option<Container> 
         return None;
     };
     let args = args.iter().map(|arg| arg.to_string()).collect();
-    let container = Container::new(&Shape {
-        args,
-        ..Shape::default()
-    });
+    let container = Container::new(&Shape { args, ..Shape::default() });
     let bin = container.bundle().join("rootfs/bin");
     fs::create_dir(&bin).unwrap();
     fs::copy(busybox, bin.join("busybox")).unwrap();
@@ -74,10 +71,7 @@ fn wait_status(container: &Container, wanted: &str) {
 fn gone(container: &Container) {
     container.simple("state").failed();
     assert!(!container.root.join(&container.id).exists());
-    assert_eq!(
-        host::cgroups(&container.id),
-        Vec::<std::path::PathBuf>::new()
-    );
+    assert_eq!(host::cgroups(&container.id), Vec::<std::path::PathBuf>::new());
     let root = container.root.to_string_lossy().into_owned();
     assert_eq!(host::commands(&[&root]), vec![]);
 }
@@ -91,10 +85,7 @@ fn every_status_in_its_turn() {
     make(&c, &["create", "--pid-file", pid_file.to_str().unwrap()]).ok();
     assert_eq!(status(&c), "created");
     let state: Value = serde_json::from_str(&c.simple("state").out).unwrap();
-    assert_eq!(
-        fs::read_to_string(&pid_file).unwrap(),
-        state["pid"].to_string()
-    );
+    assert_eq!(fs::read_to_string(&pid_file).unwrap(), state["pid"].to_string());
     assert_eq!(state["bundle"], json!(c.bundle()));
     c.simple("start").ok();
     assert_eq!(status(&c), "running");
@@ -137,11 +128,7 @@ fn the_foreground_ends_as_the_container_does() {
 fn foreground(c: &Container) -> std::process::Child {
     let mut command = c.lmrun();
     command.args(["run", "--bundle"]).arg(c.bundle()).arg(&c.id);
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
     while !c.bundle().join("rootfs/ready").exists() {
         assert!(begin.elapsed() < Duration::from_secs(20), "not ready");
@@ -176,14 +163,8 @@ fn a_death_by_signal_is_128_and_more() {
 #[test]
 fn a_program_that_is_not_there_is_named_as_runc_names_it() {
     for (program, words) in [
-        (
-            "nothing",
-            r#"exec: "nothing": executable file not found in $PATH"#,
-        ),
-        (
-            "/nothing",
-            r#"exec: "/nothing": stat /nothing: no such file or directory"#,
-        ),
+        ("nothing", r#"exec: "nothing": executable file not found in $PATH"#),
+        ("/nothing", r#"exec: "/nothing": stat /nothing: no such file or directory"#),
         ("/bin", r#"exec: "/bin": is a directory"#),
     ] {
         let Some(c) = container(&[program], |_| ()) else {
@@ -191,10 +172,7 @@ fn a_program_that_is_not_there_is_named_as_runc_names_it() {
         };
         let log = c.base.join("log.json");
         let mut command = c.lmrun();
-        command
-            .arg("--log")
-            .arg(&log)
-            .args(["--log-format", "json", "create", "--bundle"]);
+        command.arg("--log").arg(&log).args(["--log-format", "json", "create", "--bundle"]);
         let done = c.perform(command.arg(c.bundle()).arg(&c.id)).failed();
         assert!(done.err.lines().next().unwrap().contains(words), "{done}");
         let log = fs::read_to_string(log).unwrap();
@@ -227,10 +205,7 @@ fn the_workload_inherits_nothing() {
     };
     let done = make(&c, &["run"]).ok();
     let zero = "0000000000000000";
-    assert_eq!(
-        done.out,
-        format!("SigBlk:\t{zero}\nSigIgn:\t{zero}\n0\n1\n2\n")
-    );
+    assert_eq!(done.out, format!("SigBlk:\t{zero}\nSigIgn:\t{zero}\n0\n1\n2\n"));
 }
 
 #[test]
@@ -240,8 +215,7 @@ fn privileges_are_those_of_the_config() {
         move |config: &mut Value| {
             config["process"]["noNewPrivileges"] = json!(nnp);
             let sets = json!(["CAP_KILL", "CAP_CHOWN", "CAP_NOT_YET_INVENTED"]);
-            config["process"]["capabilities"] =
-                json!({ "bounding": sets, "effective": sets, "permitted": sets });
+            config["process"]["capabilities"] = json!({ "bounding": sets, "effective": sets, "permitted": sets });
             config["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW",
                 "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
                 "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30 }] });
@@ -276,13 +250,7 @@ fn hooks_run_in_order_and_see_the_bundle() {
         let rootfs = Path::new(config["root"]["path"].as_str().unwrap()).to_owned();
         let dir = rootfs.parent().unwrap();
         log = dir.join("hooks.log");
-        let names = [
-            "prestart",
-            "createRuntime",
-            "createContainer",
-            "poststart",
-            "poststop",
-        ];
+        let names = ["prestart", "createRuntime", "createContainer", "poststart", "poststop"];
         for name in names {
             config["hooks"][name] = hook(dir, name, log.to_str().unwrap());
         }
@@ -294,20 +262,8 @@ fn hooks_run_in_order_and_see_the_bundle() {
     let done = make(&c, &["run"]).ok();
     assert!(done.out.starts_with("startContainer {"), "{done}");
     let log = fs::read_to_string(log).unwrap();
-    let names: Vec<_> = log
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .collect();
-    assert_eq!(
-        names,
-        [
-            "prestart",
-            "createRuntime",
-            "createContainer",
-            "poststart",
-            "poststop"
-        ]
-    );
+    let names: Vec<_> = log.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, ["prestart", "createRuntime", "createContainer", "poststart", "poststop"]);
     let bundle = format!("\"bundle\":\"{}\"", c.bundle().display());
     assert!(log.lines().all(|line| line.contains(&bundle)), "{log}");
 }
@@ -315,11 +271,7 @@ fn hooks_run_in_order_and_see_the_bundle() {
 #[test]
 fn a_hook_that_fails_before_the_start_stops_the_container() {
     for kind in ["createRuntime", "createContainer", "startContainer"] {
-        let program = if kind == "startContainer" {
-            "/bin/false"
-        } else {
-            "/usr/bin/false"
-        };
+        let program = if kind == "startContainer" { "/bin/false" } else { "/usr/bin/false" };
         let hooks = json!({ kind: [{ "path": program }] });
         let Some(c) = shell("echo ran", |config| config["hooks"] = hooks) else {
             return;
@@ -354,11 +306,7 @@ fn a_terminal_goes_to_the_console_socket() {
     assert!(refused.err.contains("console socket"), "{refused}");
     let path = c.base.join("console.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    make(
-        &c,
-        &["run", "-d", "--console-socket", path.to_str().unwrap()],
-    )
-    .ok();
+    make(&c, &["run", "-d", "--console-socket", path.to_str().unwrap()]).ok();
     let (stream, _) = listener.accept().unwrap();
     let (_, fds) = fdpass::receive(stream.as_fd(), &mut [0; 64]).unwrap();
     let mut shown = String::new();
@@ -390,29 +338,12 @@ fn lists_know_every_container() {
     };
     make(&c, &["create"]).ok();
     let table = c.perform(c.lmrun().arg("list")).ok().out;
-    let rows: Vec<Vec<_>> = table
-        .lines()
-        .map(|row| row.split_whitespace().collect())
-        .collect();
-    assert_eq!(
-        rows[0],
-        ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
-    );
-    assert_eq!(
-        (rows[1][0], rows[1][2], rows[1][5]),
-        (c.id.as_str(), "created", "root")
-    );
-    let json: Value = serde_json::from_str(
-        &c.perform(c.lmrun().args(["list", "--format", "json"]))
-            .ok()
-            .out,
-    )
-    .unwrap();
+    let rows: Vec<Vec<_>> = table.lines().map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);
+    assert_eq!((rows[1][0], rows[1][2], rows[1][5]), (c.id.as_str(), "created", "root"));
+    let json: Value = serde_json::from_str(&c.perform(c.lmrun().args(["list", "--format", "json"])).ok().out).unwrap();
     assert_eq!(json[0]["id"], json!(c.id));
-    assert_eq!(
-        c.perform(c.lmrun().args(["list", "-q"])).ok().out.trim(),
-        c.id
-    );
+    assert_eq!(c.perform(c.lmrun().args(["list", "-q"])).ok().out.trim(), c.id);
 }
 
 #[test]
@@ -422,12 +353,7 @@ fn whatever_instant_lmrun_dies_at_delete_cleans_up() {
     };
     for instant in 0..25_u64 {
         let mut command: Command = c.run_command();
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(instant * 1_300));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -442,14 +368,7 @@ fn a_page_server_that_others_can_reach_must_be_asked_for() {
         return;
     };
     let mut command = c.lmrun();
-    command.args([
-        "page-server",
-        "--address",
-        "0.0.0.0",
-        "--port",
-        "0",
-        "--image-path",
-    ]);
+    command.args(["page-server", "--address", "0.0.0.0", "--port", "0", "--image-path"]);
     let done = c.perform(command.arg(c.images("x"))).failed();
     assert!(done.err.contains("--insecure"), "{done}");
 }

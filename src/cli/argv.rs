@@ -29,10 +29,7 @@ fn long_options() -> HashSet<String> {
     let mut command = super::Cli::command();
     command.build();
     let options = |command: &clap::Command| -> Vec<String> {
-        command
-            .get_arguments()
-            .filter_map(|arg| arg.get_long().map(str::to_owned))
-            .collect()
+        command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
     };
     let mut all: HashSet<String> = options(&command).into_iter().collect();
     for subcommand in command.get_subcommands() {
@@ -47,33 +44,10 @@ mod tests {
 
     #[test]
     fn one_dash_becomes_two_for_known_options_only() {
-        let given = [
-            "lmrun",
-            "restore",
-            "-no-subreaper",
-            "-d",
-            "-image-path=/i",
-            "--bundle",
-            "/b",
-            "-x",
-            "--",
-            "-bundle",
-        ];
-        let expected = [
-            "lmrun",
-            "restore",
-            "--no-subreaper",
-            "-d",
-            "--image-path=/i",
-            "--bundle",
-            "/b",
-            "-x",
-            "--",
-            "-bundle",
-        ];
-        assert_eq!(
-            normalized(given.map(OsString::from)),
-            expected.map(OsString::from)
-        );
+        let given =
+            ["lmrun", "restore", "-no-subreaper", "-d", "-image-path=/i", "--bundle", "/b", "-x", "--", "-bundle"];
+        let expected =
+            ["lmrun", "restore", "--no-subreaper", "-d", "--image-path=/i", "--bundle", "/b", "-x", "--", "-bundle"];
+        assert_eq!(normalized(given.map(OsString::from)), expected.map(OsString::from));
     }
 }

@@ -61,11 +61,7 @@ impl Args {
         let what = || format!("cannot checkpoint container {}", self.id);
         let pages = match &self.page_server {
             None => None,
-            Some(endpoint) => Some(
-                endpoint
-                    .connect(self.insecure)
-                    .map_err(|e| Failure::new(what(), e))?,
-            ),
+            Some(endpoint) => Some(endpoint.connect(self.insecure).map_err(|e| Failure::new(what(), e))?),
         };
         let options = CheckpointOptions {
             images: self.image_path.clone(),
@@ -114,9 +110,7 @@ mod tests {
         let argv = "lmrun checkpoint --image-path /i --work-path /w --leave-running --leave-running \
                     --tcp-established --file-locks --parent-path ../p c";
         let argv = argv.split_whitespace();
-        let Command::Checkpoint(args) = Cli::try_parse_from(argv).unwrap().command else {
-            panic!()
-        };
+        let Command::Checkpoint(args) = Cli::try_parse_from(argv).unwrap().command else { panic!() };
         assert!(args.leave_running && args.tcp_established && !args.pre_dump);
         assert_eq!(args.parent_path.unwrap().to_str(), Some("../p"));
     }

@@ -64,17 +64,11 @@ mod tests {
 
     #[test]
     fn as_containerd_calls_it() {
-        let argv =
-            "lmrun create --bundle /b --pid-file /b/init.pid --console-socket /tmp/pty.sock c1";
-        let Command::Create(args) = Cli::try_parse_from(argv.split(' ')).unwrap().command else {
-            panic!()
-        };
+        let argv = "lmrun create --bundle /b --pid-file /b/init.pid --console-socket /tmp/pty.sock c1";
+        let Command::Create(args) = Cli::try_parse_from(argv.split(' ')).unwrap().command else { panic!() };
         let options = args.making.options();
         assert_eq!(args.id, "c1");
         assert_eq!(options.bundle.to_str(), Some("/b"));
-        assert_eq!(
-            options.console_socket.unwrap().to_str(),
-            Some("/tmp/pty.sock")
-        );
+        assert_eq!(options.console_socket.unwrap().to_str(), Some("/tmp/pty.sock"));
     }
 }

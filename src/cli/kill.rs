@@ -28,31 +28,18 @@ impl Args {
 
 fn signal(text: &str) -> Result<i32, String> {
     if let Ok(number) = text.parse::<i32>() {
-        return if (0..=64).contains(&number) {
-            Ok(number)
-        } else {
-            Err(format!("unknown signal {text:?}"))
-        };
+        return if (0..=64).contains(&number) { Ok(number) } else { Err(format!("unknown signal {text:?}")) };
     }
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     let real_time = |offset: &str, base: i32, sign: i32| {
-        let offset = if offset.is_empty() {
-            Some(0)
-        } else {
-            offset[1..].parse::<i32>().ok()
-        };
-        offset
-            .map(|offset| base + sign * offset)
-            .filter(|n| (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(n))
+        let offset = if offset.is_empty() { Some(0) } else { offset[1..].parse::<i32>().ok() };
+        offset.map(|offset| base + sign * offset).filter(|n| (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(n))
     };
     let known = match name {
         n if n.starts_with("RTMIN") => real_time(&n[5..], libc::SIGRTMIN(), 1),
         n if n.starts_with("RTMAX") => real_time(&n[5..], libc::SIGRTMAX(), -1),
-        n => format!("SIG{n}")
-            .parse::<Signal>()
-            .ok()
-            .map(|signal| signal as i32),
+        n => format!("SIG{n}").parse::<Signal>().ok().map(|signal| signal as i32),
     };
     known.ok_or_else(|| format!("unknown signal {text:?}"))
 }
@@ -77,10 +64,7 @@ mod tests {
 
     #[test]
     fn the_signal_may_be_left_out() {
-        let Command::Kill(args) = Cli::try_parse_from(["lmrun", "kill", "c"]).unwrap().command
-        else {
-            panic!()
-        };
+        let Command::Kill(args) = Cli::try_parse_from(["lmrun", "kill", "c"]).unwrap().command else { panic!() };
         assert_eq!(args.signal, 15);
     }
 }

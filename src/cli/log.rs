@@ -39,24 +39,16 @@ pub fn start(global: &super::Global) -> Result<(), Failure> {
     let wanted = filter_fn(move |event: &Metadata<'_>| {
         // The libraries log what they also return as errors: only for who wants everything.
         let ours = event.target().starts_with("lmrun");
-        if debug {
-            *event.level() <= Level::DEBUG
-        } else {
-            ours && *event.level() <= Level::INFO
-        }
+        if debug { *event.level() <= Level::DEBUG } else { ours && *event.level() <= Level::INFO }
     });
     let lines = tracing_subscriber::fmt::layer().event_format(Lines(global.log_format));
     let layer: Box<dyn Layer<Registry> + Send + Sync> = match &global.log {
         None => lines.with_writer(io::stderr).with_filter(wanted).boxed(),
         Some(path) => {
             let file = OpenOptions::new().create(true).append(true).open(path);
-            let file =
-                file.map_err(|e| Failure::new(format!("cannot log to {}", path.display()), e))?;
+            let file = file.map_err(|e| Failure::new(format!("cannot log to {}", path.display()), e))?;
             TO_FILE.store(true, Ordering::Relaxed);
-            lines
-                .with_writer(Mutex::new(file))
-                .with_filter(wanted)
-                .boxed()
+            lines.with_writer(Mutex::new(file)).with_filter(wanted).boxed()
         }
     };
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))
@@ -70,24 +62,10 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut message = Message::default();
         event.record(&mut message);
-        writeln!(
-            writer,
-            "{}",
-            line(
-                self.0,
-                level(*event.metadata().level()),
-                &message.0,
-                SystemTime::now()
-            )
-        )
+        writeln!(writer, "{}", line(self.0, level(*event.metadata().level()), &message.0, SystemTime::now()))
     }
 }
 
@@ -95,9 +73,7 @@ fn line(format: Format, level: &str, message: &str, now: SystemTime) -> String {
     let time = rfc3339(now);
     match format {
         Format::Text => format!("time={time} level={level} msg={message:?}"),
-        Format::Json => {
-            serde_json::json!({ "level": level, "msg": message, "time": time }).to_string()
-        }
+        Format::Json => serde_json::json!({ "level": level, "msg": message, "time": time }).to_string(),
     }
 }
 
@@ -131,15 +107,7 @@ mod tests {
 
     #[test]
     fn a_json_line_is_runcs() {
-        let json = line(
-            Format::Json,
-            "error",
-            "exec: \"foo\": not found",
-            SystemTime::UNIX_EPOCH,
-        );
-        assert_eq!(
-            json,
-            r#"{"level":"error","msg":"exec: \"foo\": not found","time":"1970-01-01T00:00:00Z"}"#
-        );
+        let json = line(Format::Json, "error", "exec: \"foo\": not found", SystemTime::UNIX_EPOCH);
+        assert_eq!(json, r#"{"level":"error","msg":"exec: \"foo\": not found","time":"1970-01-01T00:00:00Z"}"#);
     }
 }

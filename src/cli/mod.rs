@@ -32,13 +32,8 @@ mod start;
 mod state;
 
 /// What `--version` prints behind the name: three lines, as engines expect.
-const VERSION: &str = concat!(
-    "version ",
-    env!("CARGO_PKG_VERSION"),
-    "\ncommit: v",
-    env!("CARGO_PKG_VERSION"),
-    "\nspec: 1.3.0"
-);
+const VERSION: &str =
+    concat!("version ", env!("CARGO_PKG_VERSION"), "\ncommit: v", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
 
 /// An OCI runtime with live migration built in
 #[derive(Debug, Parser)]
@@ -114,10 +109,7 @@ impl Command {
 
     /// Whether a process that lmrun has forked becomes or enters a container.
     fn enters_container(&self) -> bool {
-        matches!(
-            self,
-            Command::Create(_) | Command::Run(_) | Command::Restore(_)
-        )
+        matches!(self, Command::Create(_) | Command::Run(_) | Command::Restore(_))
     }
 }
 
@@ -130,18 +122,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::from(help.use_stderr()));
         }
     };
-    let sealed = if cli.command.enters_container() {
-        seal()
-    } else {
-        Ok(())
-    };
-    match sealed
-        .and_then(|()| log::start(&cli.global))
-        .and_then(|()| {
-            let root = std::path::absolute(&cli.global.root)
-                .map_err(|e| report::Failure::new("root directory", e))?;
-            cli.command.run(&Store::new(root))
-        }) {
+    let sealed = if cli.command.enters_container() { seal() } else { Ok(()) };
+    match sealed.and_then(|()| log::start(&cli.global)).and_then(|()| {
+        let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
+        cli.command.run(&Store::new(root))
+    }) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.print();

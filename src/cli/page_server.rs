@@ -30,17 +30,10 @@ pub struct Args {
 impl Args {
     pub fn run(&self) -> Result<u8, Failure> {
         let what = "cannot receive pages";
-        let endpoint = Endpoint {
-            host: self.address.clone(),
-            port: self.port,
-        };
-        let address = endpoint
-            .resolve(self.insecure)
-            .map_err(|e| Failure::new(what, e))?;
+        let endpoint = Endpoint { host: self.address.clone(), port: self.port };
+        let address = endpoint.resolve(self.insecure).map_err(|e| Failure::new(what, e))?;
         let received = page_server::listen(address, self.insecure)
-            .and_then(|listener| {
-                page_server::serve(&listener, &self.image_path, self.parent_path.as_deref())
-            })
+            .and_then(|listener| page_server::serve(&listener, &self.image_path, self.parent_path.as_deref()))
             .map_err(|e| Failure::new(what, e))?;
         tracing::debug!(?received, "all pages are stored");
         Ok(0)
@@ -74,18 +67,10 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let parsed = text.rsplit_once(':').and_then(|(host, port)| {
-            let host = host
-                .strip_prefix('[')
-                .and_then(|host| host.strip_suffix(']'))
-                .unwrap_or(host);
-            Some(Endpoint {
-                host: host.to_owned(),
-                port: port.parse().ok()?,
-            })
+            let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+            Some(Endpoint { host: host.to_owned(), port: port.parse().ok()? })
         });
-        parsed
-            .filter(|endpoint| !endpoint.host.is_empty())
-            .ok_or_else(|| Error::Malformed(text.to_owned()))
+        parsed.filter(|endpoint| !endpoint.host.is_empty()).ok_or_else(|| Error::Malformed(text.to_owned()))
     }
 }
 
@@ -101,11 +86,8 @@ impl Endpoint {
             Ok(ip) => SocketAddr::new(ip, self.port),
             Err(_) => {
                 let failed = |e| Error::Resolve(self.host.clone(), e);
-                let mut all = (self.host.as_str(), self.port)
-                    .to_socket_addrs()
-                    .map_err(failed)?;
-                all.next()
-                    .ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?
+                let mut all = (self.host.as_str(), self.port).to_socket_addrs().map_err(failed)?;
+                all.next().ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?
             }
         };
         if !insecure && !address.ip().is_loopback() {
@@ -126,30 +108,18 @@ mod tests {
         let resolve = |text: &str, insecure| text.parse::<Endpoint>().unwrap().resolve(insecure);
         assert!(resolve("127.0.0.1:9", false).is_ok());
         assert!(resolve("[::1]:9", false).is_ok());
-        assert!(matches!(
-            resolve("192.0.2.1:9", false),
-            Err(Error::Exposed(_))
-        ));
-        assert!(matches!(
-            resolve("0.0.0.0:9", false),
-            Err(Error::Exposed(_))
-        ));
+        assert!(matches!(resolve("192.0.2.1:9", false), Err(Error::Exposed(_))));
+        assert!(matches!(resolve("0.0.0.0:9", false), Err(Error::Exposed(_))));
         assert!(resolve("192.0.2.1:9", true).is_ok());
         for bad in ["127.0.0.1", ":9", "h:", "h:99999"] {
-            assert!(
-                matches!(bad.parse::<Endpoint>(), Err(Error::Malformed(_))),
-                "{bad}"
-            );
+            assert!(matches!(bad.parse::<Endpoint>(), Err(Error::Malformed(_))), "{bad}");
         }
     }
 
     #[test]
     fn as_criu_spells_it() {
         let argv = "lmrun page-server --image-path /i --address ::1 --port 27 --parent-path ../p";
-        let Command::PageServer(args) = Cli::try_parse_from(argv.split(' ')).unwrap().command
-        else {
-            panic!()
-        };
+        let Command::PageServer(args) = Cli::try_parse_from(argv.split(' ')).unwrap().command else { panic!() };
         assert_eq!((args.address.as_str(), args.port), ("::1", 27));
     }
 }

@@ -11,8 +11,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        runtime::pause(store, &self.id)
-            .map_err(|e| Failure::new(format!("cannot pause container {}", self.id), e))?;
+        runtime::pause(store, &self.id).map_err(|e| Failure::new(format!("cannot pause container {}", self.id), e))?;
         Ok(0)
     }
 }
@@ -24,11 +23,6 @@ mod tests {
 
     #[test]
     fn takes_one_id() {
-        assert!(matches!(
-            Cli::try_parse_from(["lmrun", "pause", "c"])
-                .unwrap()
-                .command,
-            Command::Pause(_)
-        ));
+        assert!(matches!(Cli::try_parse_from(["lmrun", "pause", "c"]).unwrap().command, Command::Pause(_)));
     }
 }

@@ -18,9 +18,7 @@ pub struct Bar {
 impl Bar {
     /// None where standard error is no terminal.
     pub fn on_terminal() -> Option<Self> {
-        let bar = Bar {
-            drawn: Cell::new(None),
-        };
+        let bar = Bar { drawn: Cell::new(None) };
         io::stderr().is_terminal().then_some(bar)
     }
 
@@ -43,9 +41,7 @@ impl Drop for Bar {
 
 fn line(done: u64, all: u64) -> String {
     let filled = done.min(all) * WIDTH / all.max(1);
-    let bar: String = (0..WIDTH)
-        .map(|at| if at < filled { '#' } else { '.' })
-        .collect();
+    let bar: String = (0..WIDTH).map(|at| if at < filled { '#' } else { '.' }).collect();
     let mib = |pages: u64| (pages * PAGE_SIZE) >> 20;
     format!("[{bar}] {} of {} MiB", mib(done), mib(all))
 }
@@ -57,10 +53,7 @@ mod tests {
     #[test]
     fn a_line_never_overflows() {
         assert_eq!(line(0, 0), format!("[{}] 0 of 0 MiB", ".".repeat(30)));
-        assert_eq!(
-            line(256, 512),
-            format!("[{}{}] 1 of 2 MiB", "#".repeat(15), ".".repeat(15))
-        );
+        assert_eq!(line(256, 512), format!("[{}{}] 1 of 2 MiB", "#".repeat(15), ".".repeat(15)));
         assert!(line(9, 3).starts_with(&format!("[{}]", "#".repeat(30))));
     }
 }

@@ -16,11 +16,7 @@ pub struct Failure {
 impl Failure {
     /// `what` in lower case without a full stop: "cannot start container web1".
     pub fn new(what: impl Into<String>, cause: impl Into<Box<dyn Error>>) -> Self {
-        Failure {
-            what: what.into(),
-            cause: cause.into(),
-            container: None,
-        }
+        Failure { what: what.into(), cause: cause.into(), container: None }
     }
 
     /// Adds what has become of the container.
@@ -52,11 +48,7 @@ impl Failure {
         if !causes.is_empty() {
             causes.insert(0, format!("caused by: {}", self.cause));
         }
-        causes.extend(
-            self.container
-                .as_ref()
-                .map(|now| format!("container: {now}")),
-        );
+        causes.extend(self.container.as_ref().map(|now| format!("container: {now}")));
         causes
     }
 }
@@ -68,23 +60,10 @@ mod tests {
 
     #[test]
     fn a_single_cause_is_said_once_and_a_chain_is_spelled_out() {
-        let plain = Failure::new("cannot start container c", runtime::Error::NotFound)
-            .container("still running");
+        let plain = Failure::new("cannot start container c", runtime::Error::NotFound).container("still running");
         assert_eq!(plain.details(), ["container: still running"]);
         let source = std::io::Error::from_raw_os_error(2);
-        let deep = Failure::new(
-            "cannot start container c",
-            runtime::Error::Io {
-                path: "/x".into(),
-                source,
-            },
-        );
-        assert_eq!(
-            deep.details(),
-            [
-                "caused by: /x",
-                "caused by: No such file or directory (os error 2)"
-            ]
-        );
+        let deep = Failure::new("cannot start container c", runtime::Error::Io { path: "/x".into(), source });
+        assert_eq!(deep.details(), ["caused by: /x", "caused by: No such file or directory (os error 2)"]);
     }
 }

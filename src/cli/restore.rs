@@ -53,9 +53,7 @@ mod tests {
     fn as_docker_calls_it() {
         let given = "lmrun restore --image-path /i --work-path /w --detach --pid-file /p -no-subreaper --bundle /b c";
         let cli = Cli::try_parse_from(argv::normalized(given.split(' ').map(Into::into))).unwrap();
-        let Command::Restore(args) = cli.command else {
-            panic!()
-        };
+        let Command::Restore(args) = cli.command else { panic!() };
         let attachment = args.attaching.attachment();
         assert!(attachment.detach && attachment.no_subreaper);
     }

@@ -24,11 +24,6 @@ mod tests {
 
     #[test]
     fn takes_one_id() {
-        assert!(matches!(
-            Cli::try_parse_from(["lmrun", "resume", "c"])
-                .unwrap()
-                .command,
-            Command::Resume(_)
-        ));
+        assert!(matches!(Cli::try_parse_from(["lmrun", "resume", "c"]).unwrap().command, Command::Resume(_)));
     }
 }

@@ -27,22 +27,14 @@ pub struct Attaching {
 
 impl Attaching {
     pub fn attachment(&self) -> Attachment {
-        Attachment {
-            detach: self.detach,
-            no_subreaper: self.no_subreaper,
-        }
+        Attachment { detach: self.detach, no_subreaper: self.no_subreaper }
     }
 }
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        let code = runtime::run(
-            store,
-            &self.id,
-            &self.making.options(),
-            self.attaching.attachment(),
-        )
-        .map_err(|e| Failure::new(format!("cannot run container {}", self.id), e))?;
+        let code = runtime::run(store, &self.id, &self.making.options(), self.attaching.attachment())
+            .map_err(|e| Failure::new(format!("cannot run container {}", self.id), e))?;
         Ok(code.to_le_bytes()[0])
     }
 }
@@ -56,9 +48,7 @@ mod tests {
     fn detached_in_both_spellings() {
         for flag in ["-d", "--detach"] {
             let cli = Cli::try_parse_from(["lmrun", "run", flag, "-b", "/b", "c"]).unwrap();
-            let Command::Run(args) = cli.command else {
-                panic!()
-            };
+            let Command::Run(args) = cli.command else { panic!() };
             assert!(args.attaching.attachment().detach);
         }
     }

@@ -39,9 +39,6 @@ mod tests {
     fn the_text_is_a_spec_of_version_1() {
         let spec: Spec = serde_json::from_str(CONFIG).unwrap();
         assert!(spec.version().starts_with("1."));
-        assert_eq!(
-            spec.process().as_ref().unwrap().args().as_deref(),
-            Some(&["sh".to_owned()][..])
-        );
+        assert_eq!(spec.process().as_ref().unwrap().args().as_deref(), Some(&["sh".to_owned()][..]));
     }
 }

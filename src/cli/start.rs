@@ -11,8 +11,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        runtime::start(store, &self.id)
-            .map_err(|e| Failure::new(format!("cannot start container {}", self.id), e))?;
+        runtime::start(store, &self.id).map_err(|e| Failure::new(format!("cannot start container {}", self.id), e))?;
         Ok(0)
     }
 }
@@ -24,12 +23,7 @@ mod tests {
 
     #[test]
     fn takes_one_id() {
-        assert!(matches!(
-            Cli::try_parse_from(["lmrun", "start", "c"])
-                .unwrap()
-                .command,
-            Command::Start(_)
-        ));
+        assert!(matches!(Cli::try_parse_from(["lmrun", "start", "c"]).unwrap().command, Command::Start(_)));
         assert!(Cli::try_parse_from(["lmrun", "start"]).is_err());
     }
 }

@@ -11,9 +11,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        let state = store
-            .load(&self.id)
-            .map_err(|e| Failure::new(format!("cannot tell the state of {}", self.id), e))?;
+        let state =
+            store.load(&self.id).map_err(|e| Failure::new(format!("cannot tell the state of {}", self.id), e))?;
         println!("{:#}", json(&state, runtime::status(&state)));
         Ok(0)
     }
@@ -21,10 +20,7 @@ impl Args {
 
 /// The members of runc's output. The pid is 0 once the container has stopped.
 pub fn json(state: &State, status: Status) -> serde_json::Value {
-    let pid = state
-        .init
-        .filter(|_| status != Status::Stopped)
-        .map_or(0, |init| init.pid);
+    let pid = state.init.filter(|_| status != Status::Stopped).map_or(0, |init| init.pid);
     let mut json = serde_json::json!({
         "ociVersion": state.oci_version,
         "id": state.id,
@@ -48,11 +44,6 @@ mod tests {
 
     #[test]
     fn takes_one_id() {
-        assert!(matches!(
-            Cli::try_parse_from(["lmrun", "state", "c"])
-                .unwrap()
-                .command,
-            Command::State(_)
-        ));
+        assert!(matches!(Cli::try_parse_from(["lmrun", "state", "c"]).unwrap().command, Command::State(_)));
     }
 }

@@ -9,13 +9,11 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, CapsHashSet};
 use libcontainer::capabilities::CapabilityExt;
-use libcontainer::utils::{
-    validate_mount_options, validate_spec_for_net_devices, validate_spec_for_new_user_ns,
-};
+use libcontainer::utils::{validate_mount_options, validate_spec_for_net_devices, validate_spec_for_new_user_ns};
 use libcontainer::validator::Validator;
 use oci_spec::runtime::{
-    Capability, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxTimeOffset, Process, Spec, UserBuilder,
+    Capability, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxTimeOffset,
+    Process, Spec, UserBuilder,
 };
 
 use serde_json::Value;
@@ -46,39 +44,24 @@ impl Bundle {
         drop_unknown_capabilities(&mut json);
         let mut spec: Spec = serde_json::from_value(json).map_err(config)?;
         check(&spec)?;
-        spec.canonicalize_rootfs(&path)
-            .map_err(|e| Error::Config(format!("root.path: {e}")))?;
+        spec.canonicalize_rootfs(&path).map_err(|e| Error::Config(format!("root.path: {e}")))?;
         Ok(Bundle { path, spec })
     }
 
     pub fn process(&self) -> Result<&Process> {
-        self.spec
-            .process()
-            .as_ref()
-            .ok_or_else(|| Error::Config("process is missing".into()))
+        self.spec.process().as_ref().ok_or_else(|| Error::Config("process is missing".into()))
     }
 
     pub fn linux(&self) -> Result<&Linux> {
-        self.spec
-            .linux()
-            .as_ref()
-            .ok_or_else(|| Error::Config("linux is missing".into()))
+        self.spec.linux().as_ref().ok_or_else(|| Error::Config("linux is missing".into()))
     }
 
     pub fn rootfs(&self) -> PathBuf {
-        self.spec
-            .root()
-            .as_ref()
-            .map(|root| root.path().clone())
-            .unwrap_or_default()
+        self.spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default()
     }
 
     pub fn terminal(&self) -> bool {
-        self.spec
-            .process()
-            .as_ref()
-            .and_then(Process::terminal)
-            .unwrap_or(false)
+        self.spec.process().as_ref().and_then(Process::terminal).unwrap_or(false)
     }
 
     /// Whether the container gets a new namespace of this kind, rather than joining one or having none.
@@ -114,9 +97,7 @@ impl Bundle {
         process.set_cwd("/".into());
         let root = UserBuilder::default().uid(0_u32).gid(0_u32).build();
         process.set_user(root.map_err(|e| Error::Config(e.to_string()))?);
-        let joins_clocks = self
-            .namespace(LinuxNamespaceType::Time)
-            .is_some_and(|time| time.path().is_some());
+        let joins_clocks = self.namespace(LinuxNamespaceType::Time).is_some_and(|time| time.path().is_some());
         self.edited(process, |linux| {
             if !joins_clocks {
                 own_clocks(linux, clocks);
@@ -126,10 +107,7 @@ impl Bundle {
 
     fn edited(&self, mut process: Process, edit: impl FnOnce(&mut Linux)) -> Result<Spec> {
         // Where there is no HOME, libcontainer asks the name service, inside the container.
-        process
-            .env_mut()
-            .get_or_insert_default()
-            .push("HOME=/".into());
+        process.env_mut().get_or_insert_default().push("HOME=/".into());
         let mut spec = self.spec.clone();
         let mut linux = self.linux()?.clone();
         linux.set_seccomp(None);
@@ -178,11 +156,7 @@ impl CapabilitySets {
         let Some(asked) = bundle.process()?.capabilities() else {
             return Ok(None);
         };
-        let can = bundle
-            .callers_capabilities()?
-            .permitted()
-            .clone()
-            .unwrap_or_default();
+        let can = bundle.callers_capabilities()?.permitted().clone().unwrap_or_default();
         let set = |asked: &Option<std::collections::HashSet<Capability>>| -> CapsHashSet {
             let asked = asked.iter().flatten();
             asked
@@ -208,14 +182,8 @@ impl CapabilitySets {
 
 /// A capability that this kernel or lmrun has not heard of cannot be granted: logged, not refused.
 fn drop_unknown_capabilities(config: &mut Value) {
-    let sets = config
-        .pointer_mut("/process/capabilities")
-        .and_then(Value::as_object_mut);
-    for set in sets
-        .into_iter()
-        .flat_map(|sets| sets.values_mut())
-        .filter_map(Value::as_array_mut)
-    {
+    let sets = config.pointer_mut("/process/capabilities").and_then(Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
         set.retain(|name| {
             let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
             if !known {
@@ -232,52 +200,30 @@ pub fn makes_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
 }
 
 fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
-    spec.linux()
-        .as_ref()?
-        .namespaces()
-        .as_ref()?
-        .iter()
-        .find(|namespace| namespace.typ() == kind)
+    spec.linux().as_ref()?.namespaces().as_ref()?.iter().find(|namespace| namespace.typ() == kind)
 }
 
 /// time_namespaces(7): the offsets are set before the first task is in the namespace.
 fn own_clocks(linux: &mut Linux, clocks: ClockOffsets) {
     let mut namespaces = linux.namespaces().clone().unwrap_or_default();
-    if !namespaces
-        .iter()
-        .any(|namespace| namespace.typ() == LinuxNamespaceType::Time)
-    {
-        namespaces.extend(
-            LinuxNamespaceBuilder::default()
-                .typ(LinuxNamespaceType::Time)
-                .build(),
-        );
+    if !namespaces.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::Time) {
+        namespaces.extend(LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Time).build());
     }
     linux.set_namespaces(Some(namespaces));
     let offset = |(seconds, nanoseconds): (i64, u32)| {
         let mut offset = LinuxTimeOffset::default();
-        offset
-            .set_secs(Some(seconds))
-            .set_nanosecs(Some(nanoseconds));
+        offset.set_secs(Some(seconds)).set_nanosecs(Some(nanoseconds));
         offset
     };
-    let offsets = [
-        ("monotonic", clocks.monotonic),
-        ("boottime", clocks.boottime),
-    ];
-    linux.set_time_offsets(Some(HashMap::from(
-        offsets.map(|(clock, by)| (clock.to_owned(), offset(by))),
-    )));
+    let offsets = [("monotonic", clocks.monotonic), ("boottime", clocks.boottime)];
+    linux.set_time_offsets(Some(HashMap::from(offsets.map(|(clock, by)| (clock.to_owned(), offset(by))))));
 }
 
 /// What libcontainer's builder checks before it enters where we enter.
 fn check(spec: &Spec) -> Result<()> {
     let config = |e: &dyn std::fmt::Display| Error::Config(e.to_string());
     if !spec.version().starts_with("1.") {
-        return Err(Error::Config(format!(
-            "ociVersion {:?} is not 1.x",
-            spec.version()
-        )));
+        return Err(Error::Config(format!("ociVersion {:?} is not 1.x", spec.version())));
     }
     Validator::validate_spec(spec).map_err(|e| config(&e))?;
     let syscall = libcontainer::syscall::syscall::create_syscall();
@@ -286,22 +232,14 @@ fn check(spec: &Spec) -> Result<()> {
     }
     validate_spec_for_new_user_ns(spec, &*syscall).map_err(|e| config(&e))?;
     validate_spec_for_net_devices(spec, &*syscall).map_err(|e| config(&e))?;
-    let process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| Error::Config("process is missing".into()))?;
+    let process = spec.process().as_ref().ok_or_else(|| Error::Config("process is missing".into()))?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Error::Config("process.args is empty".into()));
     }
-    if process
-        .apparmor_profile()
-        .as_ref()
-        .is_some_and(|profile| !profile.is_empty())
+    if process.apparmor_profile().as_ref().is_some_and(|profile| !profile.is_empty())
         && !libcontainer::apparmor::is_enabled().unwrap_or(false)
     {
-        return Err(Error::Config(
-            "process.apparmorProfile is set, but apparmor is not enabled on the host".into(),
-        ));
+        return Err(Error::Config("process.apparmorProfile is set, but apparmor is not enabled on the host".into()));
     }
     Ok(())
 }

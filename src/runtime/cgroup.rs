@@ -44,19 +44,12 @@ impl Cgroup {
     pub fn of_container(configured: Option<&Path>, id: &str) -> Result<Self> {
         let path = match configured.filter(|p| !p.as_os_str().is_empty()) {
             None => PathBuf::from(format!("/lmrun-{id}")),
-            Some(path) => match path
-                .to_str()
-                .map(|p| p.split(':').collect::<Vec<_>>())
-                .as_deref()
-            {
+            Some(path) => match path.to_str().map(|p| p.split(':').collect::<Vec<_>>()).as_deref() {
                 Some([slice, prefix, name]) => systemd_scope(slice, prefix, name),
                 _ => Path::new("/").join(path),
             },
         };
-        let named = path
-            .components()
-            .filter(|c| matches!(c, Component::Normal(_)))
-            .count();
+        let named = path.components().filter(|c| matches!(c, Component::Normal(_))).count();
         if named == 0 || path.components().any(|c| c == Component::ParentDir) {
             return Err(Error::CgroupPath(path));
         }
@@ -65,9 +58,7 @@ impl Cgroup {
 
     /// A cgroup whose path was checked when its container was made.
     pub fn at(path: &Path) -> Self {
-        Cgroup {
-            path: path.to_owned(),
-        }
+        Cgroup { path: path.to_owned() }
     }
 
     pub fn path(&self) -> &Path {
@@ -76,11 +67,7 @@ impl Cgroup {
 
     /// How libcgroups is told.
     pub fn config(&self, id: &str) -> CgroupConfig {
-        CgroupConfig {
-            cgroup_path: self.path.clone(),
-            systemd_cgroup: false,
-            container_name: id.to_owned(),
-        }
+        CgroupConfig { cgroup_path: self.path.clone(), systemd_cgroup: false, container_name: id.to_owned() }
     }
 
     /// Moves the caller into the cgroup, in one hierarchy, so that what it forks is born there: whatever instant
@@ -90,18 +77,12 @@ impl Cgroup {
     pub fn enter(&self) -> Result<Option<Visit>> {
         let hierarchies = hierarchies()?;
         let unified = hierarchies.iter().find(|h| h.unified);
-        let Some(chosen) =
-            unified.or_else(|| hierarchies.iter().find(|h| h.mount.ends_with("freezer")))
-        else {
+        let Some(chosen) = unified.or_else(|| hierarchies.iter().find(|h| h.mount.ends_with("freezer"))) else {
             return Ok(None);
         };
-        let memberships = fs::read_to_string("/proc/self/cgroup")
-            .map_err(|e| Error::io("/proc/self/cgroup", e))?;
+        let memberships = fs::read_to_string("/proc/self/cgroup").map_err(|e| Error::io("/proc/self/cgroup", e))?;
         let marker = if chosen.unified { "::/" } else { ":freezer:/" };
-        let home = memberships
-            .lines()
-            .find_map(|line| Some(line.split_once(marker)?.1))
-            .unwrap_or_default();
+        let home = memberships.lines().find_map(|line| Some(line.split_once(marker)?.1)).unwrap_or_default();
         let home = chosen.mount.join(home);
         let dir = below(&chosen.mount, &self.path);
         fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
@@ -122,8 +103,7 @@ impl Cgroup {
         };
         let path = below(&unified.mount, &self.path);
         let dir = File::open(&path).map_err(|e| Error::io(&path, e))?;
-        bpf::attach_device_program(&dir, &devices::program(rules))
-            .map_err(|errno| Error::Devices { path, errno })
+        bpf::attach_device_program(&dir, &devices::program(rules)).map_err(|errno| Error::Devices { path, errno })
     }
 
     /// The pids in this cgroup and below it, each once.
@@ -174,15 +154,9 @@ impl Cgroup {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(Error::CgroupBusy {
-                    path: self.path.clone(),
-                    pids,
-                });
+                return Err(Error::CgroupBusy { path: self.path.clone(), pids });
             }
-            let tasks: Vec<_> = pids
-                .iter()
-                .filter_map(|pid| PidFd::open(*pid).ok())
-                .collect();
+            let tasks: Vec<_> = pids.iter().filter_map(|pid| PidFd::open(*pid).ok()).collect();
             for task in &tasks {
                 let _ = task.kill(Signal::SIGKILL as i32);
             }
@@ -201,19 +175,13 @@ impl Cgroup {
         if frozen.is_err() {
             let _ = freezer.write(false);
         }
-        frozen.map_err(|source| Error::Freezer {
-            path: freezer.dir,
-            source,
-        })
+        frozen.map_err(|source| Error::Freezer { path: freezer.dir, source })
     }
 
     /// Lets all tasks run again.
     pub fn thaw(&self) -> Result<()> {
         let freezer = self.freezer()?;
-        freezer.write(false).map_err(|source| Error::Freezer {
-            path: freezer.dir,
-            source,
-        })
+        freezer.write(false).map_err(|source| Error::Freezer { path: freezer.dir, source })
     }
 
     /// Whether [`freeze`](Self::freeze) was called last. A cgroup without a freezer is not frozen.
@@ -233,10 +201,7 @@ impl Cgroup {
     /// The directories that exist, with whether each is in the unified hierarchy.
     fn dirs(&self) -> Result<Vec<(PathBuf, bool)>> {
         let hierarchies = hierarchies()?.into_iter();
-        Ok(hierarchies
-            .map(|h| (below(&h.mount, &self.path), h.unified))
-            .filter(|(dir, _)| dir.is_dir())
-            .collect())
+        Ok(hierarchies.map(|h| (below(&h.mount, &self.path), h.unified)).filter(|(dir, _)| dir.is_dir()).collect())
     }
 }
 
@@ -263,11 +228,7 @@ struct Freezer {
 
 impl Freezer {
     fn file(&self) -> PathBuf {
-        self.dir.join(if self.unified {
-            "cgroup.freeze"
-        } else {
-            "freezer.state"
-        })
+        self.dir.join(if self.unified { "cgroup.freeze" } else { "freezer.state" })
     }
 
     fn write(&self, frozen: bool) -> io::Result<()> {
@@ -281,8 +242,7 @@ impl Freezer {
     }
 
     fn is_set(&self) -> bool {
-        fs::read_to_string(self.file())
-            .is_ok_and(|value| matches!(value.trim(), "1" | "FROZEN" | "FREEZING"))
+        fs::read_to_string(self.file()).is_ok_and(|value| matches!(value.trim(), "1" | "FROZEN" | "FREEZING"))
     }
 
     fn wait_frozen(&self) -> io::Result<()> {
@@ -291,10 +251,7 @@ impl Freezer {
         while Instant::now() < deadline {
             if self.unified {
                 let file = File::open(&events)?;
-                if io::read_to_string(&file)?
-                    .lines()
-                    .any(|line| line == "frozen 1")
-                {
+                if io::read_to_string(&file)?.lines().any(|line| line == "frozen 1") {
                     return Ok(());
                 }
                 let mut wait = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
@@ -333,18 +290,13 @@ fn parse_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
             _ => continue,
         };
         let mut fields = before.split(' ').skip(2);
-        let (Some(device), Some(_root), Some(mount)) =
-            (fields.next(), fields.next(), fields.next())
-        else {
+        let (Some(device), Some(_root), Some(mount)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
         // What is mounted elsewhere belongs to somebody else (CRIU keeps mounts of its own).
         if mount.starts_with("/sys/fs/cgroup") && !seen.contains(&device) {
             seen.push(device);
-            found.push(Hierarchy {
-                mount: PathBuf::from(mount),
-                unified,
-            });
+            found.push(Hierarchy { mount: PathBuf::from(mount), unified });
         }
     }
     found
@@ -358,11 +310,7 @@ fn below(mount: &Path, path: &Path) -> PathBuf {
 /// inside `a.slice`. systemd.slice(5).
 fn systemd_scope(slice: &str, prefix: &str, name: &str) -> PathBuf {
     let mut path = PathBuf::from("/");
-    let slice = if slice.is_empty() {
-        "system.slice"
-    } else {
-        slice
-    };
+    let slice = if slice.is_empty() { "system.slice" } else { slice };
     let stem = slice.strip_suffix(".slice").unwrap_or(slice);
     let mut parent = String::new();
     for part in stem.split('-').filter(|part| !part.is_empty()) {
@@ -372,11 +320,7 @@ fn systemd_scope(slice: &str, prefix: &str, name: &str) -> PathBuf {
         parent.push_str(part);
         path.push(format!("{parent}.slice"));
     }
-    path.push(if prefix.is_empty() {
-        format!("{name}.scope")
-    } else {
-        format!("{prefix}-{name}.scope")
-    });
+    path.push(if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") });
     path
 }
 
@@ -386,9 +330,7 @@ fn with_children(dir: &Path) -> Vec<PathBuf> {
     let mut next = 0;
     while next < all.len() {
         if let Ok(entries) = fs::read_dir(&all[next]) {
-            let children = entries
-                .flatten()
-                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            let children = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
             all.extend(children.map(|entry| entry.path()));
         }
         next += 1;
@@ -423,20 +365,11 @@ mod tests {
 
     #[test]
     fn where_a_container_goes() {
-        assert_eq!(
-            Cgroup::of_container(None, "c1").unwrap().path(),
-            Path::new("/lmrun-c1")
-        );
+        assert_eq!(Cgroup::of_container(None, "c1").unwrap().path(), Path::new("/lmrun-c1"));
         assert_eq!(path_of("/docker/c1").unwrap(), Path::new("/docker/c1"));
         assert_eq!(path_of("docker/c1").unwrap(), Path::new("/docker/c1"));
-        assert_eq!(
-            path_of("system.slice:docker:ab").unwrap(),
-            Path::new("/system.slice/docker-ab.scope")
-        );
-        assert_eq!(
-            path_of("a-b.slice:x:y").unwrap(),
-            Path::new("/a.slice/a-b.slice/x-y.scope")
-        );
+        assert_eq!(path_of("system.slice:docker:ab").unwrap(), Path::new("/system.slice/docker-ab.scope"));
+        assert_eq!(path_of("a-b.slice:x:y").unwrap(), Path::new("/a.slice/a-b.slice/x-y.scope"));
     }
 
     #[test]
@@ -453,16 +386,7 @@ mod tests {
             33 31 0:29 / /sys/fs/cgroup/cpuacct rw - cgroup cgroup rw,cpu\n\
             34 31 0:30 / /tmp/.yard/net_prio rw - cgroup cgroup rw,net_prio\n\
             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let found: Vec<_> = parse_hierarchies(mountinfo)
-            .into_iter()
-            .map(|h| (h.mount, h.unified))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                ("/sys/fs/cgroup/cpu".into(), false),
-                ("/sys/fs/cgroup/unified".into(), true)
-            ]
-        );
+        let found: Vec<_> = parse_hierarchies(mountinfo).into_iter().map(|h| (h.mount, h.unified)).collect();
+        assert_eq!(found, [("/sys/fs/cgroup/cpu".into(), false), ("/sys/fs/cgroup/unified".into(), true)]);
     }
 }

@@ -43,33 +43,17 @@ pub fn checkpoint(
         return Err(Error::NotRunning);
     };
     let links = standard_links(init.pid)?;
-    let external = links
-        .iter()
-        .filter(|link| link.comes_from_outside)
-        .map(|link| link.target.clone())
-        .collect();
+    let external = links.iter().filter(|link| link.comes_from_outside).map(|link| link.target.clone()).collect();
     let targets: Vec<_> = links.into_iter().map(|link| link.target).collect();
-    let fate = if options.leave_running || options.pre_dump {
-        Fate::Resume
-    } else {
-        Fate::Kill
-    };
+    let fate = if options.leave_running || options.pre_dump { Fate::Resume } else { Fate::Kill };
     let request = DumpRequest {
-        subject: Subject {
-            id: id.to_owned(),
-            init: init.pid,
-            dir: locked.dir().to_owned(),
-            external,
-        },
+        subject: Subject { id: id.to_owned(), init: init.pid, dir: locked.dir().to_owned(), external },
         images: absolute(&options.images)?,
         work: made(options.work.as_deref().unwrap_or(locked.dir()))?,
         parent: options.parent,
         fate,
         tcp_established: options.tcp_established,
-        extra_files: vec![(
-            DESCRIPTORS.to_owned(),
-            serde_json::json!(targets).to_string().into_bytes(),
-        )],
+        extra_files: vec![(DESCRIPTORS.to_owned(), serde_json::json!(targets).to_string().into_bytes())],
         pages: options.pages,
         progress,
     };
@@ -80,11 +64,7 @@ pub fn checkpoint(
     if paused {
         cgroup.thaw()?;
     }
-    let dumped = if options.pre_dump {
-        engine::pre_dump(request)
-    } else {
-        engine::dump(request)
-    };
+    let dumped = if options.pre_dump { engine::pre_dump(request) } else { engine::dump(request) };
     let ended = dumped.is_ok() && fate == Fate::Kill;
     if paused
         && !ended
@@ -117,19 +97,9 @@ fn standard_links(init: i32) -> Result<Vec<Link>> {
         };
         let target = target.to_string_lossy().into_owned();
         let fdinfo = fs::read_to_string(format!("/proc/{init}/fdinfo/{fd}")).unwrap_or_default();
-        let mount = fdinfo
-            .lines()
-            .find_map(|line| line.strip_prefix("mnt_id:"))
-            .map(str::trim);
-        let inside = mount.is_some_and(|mount| {
-            mounts
-                .lines()
-                .any(|line| line.split(' ').next() == Some(mount))
-        });
-        links.push(Link {
-            target,
-            comes_from_outside: !inside,
-        });
+        let mount = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
+        let inside = mount.is_some_and(|mount| mounts.lines().any(|line| line.split(' ').next() == Some(mount)));
+        links.push(Link { target, comes_from_outside: !inside });
     }
     Ok(links)
 }

@@ -64,20 +64,14 @@ pub fn create(store: &Store, id: &str, options: &CreateOptions) -> Result<()> {
     check_terminal(&bundle, options)?;
     let mut container = HalfMade::begin(store, id, &bundle)?;
     container.build_workload(&bundle, options)?;
-    container
-        .finish(Status::Created, options.pid_file.as_deref())
-        .map(drop)
+    container.finish(Status::Created, options.pid_file.as_deref()).map(drop)
 }
 
 /// lmrun goes away before the container does, so a terminal needs somebody to give it to.
 pub(super) fn check_terminal(bundle: &Bundle, options: &CreateOptions) -> Result<()> {
     match (bundle.terminal(), &options.console_socket) {
-        (true, None) => Err(Error::Terminal(
-            "cannot allocate tty if lmrun will detach without setting console socket",
-        )),
-        (false, Some(_)) => Err(Error::Terminal(
-            "cannot use console socket if lmrun will not detach or allocate tty",
-        )),
+        (true, None) => Err(Error::Terminal("cannot allocate tty if lmrun will detach without setting console socket")),
+        (false, Some(_)) => Err(Error::Terminal("cannot use console socket if lmrun will not detach or allocate tty")),
         _ => Ok(()),
     }
 }
@@ -106,9 +100,7 @@ impl HalfMade {
             rootfs: bundle.rootfs(),
             created: rfc3339_nanos(SystemTime::now()),
             annotations: bundle.spec.annotations().clone().unwrap_or_default(),
-            owner: passwd::user(Path::new("/etc/passwd"), uid)
-                .map(|user| user.name)
-                .unwrap_or_default(),
+            owner: passwd::user(Path::new("/etc/passwd"), uid).map(|user| user.name).unwrap_or_default(),
             init: None,
             creator: Process::own(),
             cgroup: cgroup.path().to_owned(),
@@ -121,10 +113,7 @@ impl HalfMade {
             let path = cgroup.path().to_owned();
             return Err(Error::CgroupInUse { path, pids });
         }
-        let container = HalfMade {
-            locked: Some(locked),
-            state,
-        };
+        let container = HalfMade { locked: Some(locked), state };
         container.locked().save(&container.state)?;
         Ok(container)
     }
@@ -139,12 +128,7 @@ impl HalfMade {
 
     /// Forks init with libcontainer and leaves it waiting for [`go`](super::start::go), about to
     /// enter `executor`.
-    pub fn build(
-        &mut self,
-        spec: Spec,
-        executor: Box<dyn Executor>,
-        options: &CreateOptions,
-    ) -> Result<()> {
+    pub fn build(&mut self, spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
         let dir = self.dir().to_owned();
         let makes_network = makes_namespace(&spec, LinuxNamespaceType::Network);
         let cgroup = Cgroup::at(&self.state.cgroup);
@@ -152,18 +136,11 @@ impl HalfMade {
             Some(path) => Some(console_socket(&dir, path)?),
             None => None,
         };
-        let notify_listener = NotifyListener::new(&dir.join(NOTIFY_SOCKET))
-            .map_err(|e| Error::Libcontainer(chain(&e)))?;
-        let own = OwnAttributes::lend(
-            spec.process()
-                .as_ref()
-                .and_then(|process| process.oom_score_adj()),
-        )?;
+        let notify_listener =
+            NotifyListener::new(&dir.join(NOTIFY_SOCKET)).map_err(|e| Error::Libcontainer(chain(&e)))?;
+        let own = OwnAttributes::lend(spec.process().as_ref().and_then(|process| process.oom_score_adj()))?;
         let visit = cgroup.enter()?;
-        let resources = spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.resources().as_ref());
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         if let Some(rules) = resources.and_then(|resources| resources.devices().as_deref()) {
             cgroup.restrict_devices(rules)?;
         }
@@ -174,12 +151,8 @@ impl HalfMade {
             console_socket: console.as_ref().map(AsRawFd::as_raw_fd),
             notify_listener,
             preserve_fds: options.preserve_fds.cast_signed(),
-            container: Some(HookContainer {
-                state: hooks::state(&self.state, ContainerStatus::Creating),
-                root: dir,
-            }),
-            user_ns_config: UserNamespaceConfig::new(&spec)
-                .map_err(|e| Error::Libcontainer(chain(&e)))?,
+            container: Some(HookContainer { state: hooks::state(&self.state, ContainerStatus::Creating), root: dir }),
+            user_ns_config: UserNamespaceConfig::new(&spec).map_err(|e| Error::Libcontainer(chain(&e)))?,
             cgroup_config: cgroup.config(&self.state.id),
             detached: true,
             executor,
@@ -200,21 +173,14 @@ impl HalfMade {
             return Err(Error::Init("init died while the container was made".into()));
         }
         self.locked().save(&self.state)?;
-        if makes_network {
-            raise_loopback(pid)
-        } else {
-            Ok(())
-        }
+        if makes_network { raise_loopback(pid) } else { Ok(()) }
     }
 
     /// The container is made: saves its status and writes the pid file.
     pub fn finish(mut self, status: Status, pid_file: Option<&Path>) -> Result<Process> {
         self.state.status = status;
         self.locked().save(&self.state)?;
-        let init = self
-            .state
-            .init
-            .ok_or_else(|| Error::Init("there is no init".into()))?;
+        let init = self.state.init.ok_or_else(|| Error::Init("there is no init".into()))?;
         if let Some(path) = pid_file {
             write_whole(path, init.pid.to_string().as_bytes()).map_err(|e| Error::io(path, e))?;
         }
@@ -224,11 +190,7 @@ impl HalfMade {
 
     /// The name of the container's session keyring.
     pub fn keyring(&self, options: &CreateOptions) -> Option<CString> {
-        if options.no_new_keyring {
-            None
-        } else {
-            CString::new(format!("_ses.{}", self.state.id)).ok()
-        }
+        if options.no_new_keyring { None } else { CString::new(format!("_ses.{}", self.state.id)).ok() }
     }
 
     pub fn dir(&self) -> &Path {
@@ -240,9 +202,7 @@ impl HalfMade {
     }
 
     fn locked(&self) -> &Locked {
-        self.locked
-            .as_ref()
-            .expect("only `finish` takes the lock, and takes self with it")
+        self.locked.as_ref().expect("only `finish` takes the lock, and takes self with it")
     }
 
     /// Makes the fifo and opens init's end of it, above the descriptors that are handed down.
@@ -270,8 +230,7 @@ impl Drop for HalfMade {
             tracing::warn!(%error, id = self.state.id, "cannot remove the cgroup of a container that could not be made");
         }
         // libcontainer leaves its children behind when it fails.
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {
-        }
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {}
         if let Err(error) = locked.remove() {
             tracing::warn!(%error, id = self.state.id, "cannot remove the state of a container that could not be made");
         }
@@ -288,9 +247,7 @@ const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 impl OwnAttributes {
     fn lend(oom_score_adj: Option<i32>) -> Result<Self> {
         let io = |e| Error::io(OOM_SCORE_ADJ, e);
-        let mut own = OwnAttributes {
-            oom_score_adj: None,
-        };
+        let mut own = OwnAttributes { oom_score_adj: None };
         if let Some(score) = oom_score_adj {
             let before = fs::read_to_string(OOM_SCORE_ADJ).map_err(io)?;
             fs::write(OOM_SCORE_ADJ, score.to_string()).map_err(io)?;
@@ -326,16 +283,9 @@ fn console_socket(dir: &Path, path: &Path) -> Result<OwnedFd> {
 /// The words of the process inside the container, without the library's around them.
 fn why(error: &ProcessError) -> Error {
     match error {
-        ProcessError::Channel(
-            ChannelError::ExecError(inside) | ChannelError::OtherError(inside),
-        ) => {
+        ProcessError::Channel(ChannelError::ExecError(inside) | ChannelError::OtherError(inside)) => {
             // What precedes the words of our own `validate`.
-            Error::Init(
-                inside
-                    .strip_prefix("error in executing process : ")
-                    .unwrap_or(inside)
-                    .to_owned(),
-            )
+            Error::Init(inside.strip_prefix("error in executing process : ").unwrap_or(inside).to_owned())
         }
         ProcessError::Hooks(hook) => Error::Hook(chain(hook)),
         other => Error::Libcontainer(chain(other)),

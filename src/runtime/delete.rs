@@ -15,19 +15,12 @@ use crate::sys::pidfd::PidFd;
 /// [`Error::NotRunning`] where nobody is left to get the signal.
 pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
     let state = store.load(id)?;
-    let targets = if all {
-        Cgroup::at(&state.cgroup).pids()?
-    } else {
-        Vec::new()
-    };
+    let targets = if all { Cgroup::at(&state.cgroup).pids()? } else { Vec::new() };
     let running = state.init.filter(|init| init.is_alive());
     if targets.is_empty() && running.is_none() {
         return Err(Error::NotRunning);
     }
-    for pid in targets
-        .into_iter()
-        .chain(running.map(|init| init.pid).filter(|_| !all))
-    {
+    for pid in targets.into_iter().chain(running.map(|init| init.pid).filter(|_| !all)) {
         match send(pid, signal) {
             Ok(true) => {}
             Ok(false) if all => {}
@@ -62,10 +55,7 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     };
     let now = status(&state);
     if !force && !matches!(now, Status::Stopped | Status::Created) {
-        return Err(Error::StillRunning {
-            id: id.to_owned(),
-            status: now,
-        });
+        return Err(Error::StillRunning { id: id.to_owned(), status: now });
     }
     remove(locked, &state)
 }
@@ -81,10 +71,7 @@ pub(super) fn remove(locked: Locked, state: &State) -> Result<()> {
 /// Kills init, which takes its pid namespace with it, and all in the cgroup.
 fn kill_all(state: &State) -> Result<()> {
     if let Some(init) = state.init.filter(|init| init.is_alive()) {
-        send(init.pid, Signal::SIGKILL as i32).map_err(|source| Error::Signal {
-            pid: init.pid,
-            source,
-        })?;
+        send(init.pid, Signal::SIGKILL as i32).map_err(|source| Error::Signal { pid: init.pid, source })?;
     }
     Cgroup::at(&state.cgroup).kill_all()
 }

@@ -52,13 +52,7 @@ const ALWAYS: [Rule; 11] = [
 ];
 
 const fn node(kind: i32, major: Option<i32>, minor: Option<i32>, access: i32) -> Rule {
-    Rule {
-        allow: true,
-        kind: Some(kind),
-        major,
-        minor,
-        access,
-    }
+    Rule { allow: true, kind: Some(kind), major, minor, access }
 }
 
 /// The program for these rules, of which later ones outdo earlier ones.
@@ -90,18 +84,9 @@ fn decide(rule: &Rule) -> Vec<Instruction> {
     let mut tests: Vec<Instruction> = Vec::new();
     tests.extend(rule.kind.map(|kind| jump(JNE_CONSTANT, TYPE, 0, kind)));
     if rule.access != ALL {
-        tests.push(Instruction {
-            code: MOV_REGISTER,
-            registers: SCRATCH | ACCESS << 4,
-            offset: 0,
-            immediate: 0,
-        });
+        tests.push(Instruction { code: MOV_REGISTER, registers: SCRATCH | ACCESS << 4, offset: 0, immediate: 0 });
         tests.push(with_constant(AND, SCRATCH, rule.access));
-        tests.push(if rule.allow {
-            jump(JNE_REGISTER, SCRATCH, ACCESS, 0)
-        } else {
-            jump(JEQ_CONSTANT, SCRATCH, 0, 0)
-        });
+        tests.push(if rule.allow { jump(JNE_REGISTER, SCRATCH, ACCESS, 0) } else { jump(JEQ_CONSTANT, SCRATCH, 0, 0) });
     }
     tests.extend(rule.major.map(|major| jump(JNE_CONSTANT, MAJOR, 0, major)));
     tests.extend(rule.minor.map(|minor| jump(JNE_CONSTANT, MINOR, 0, minor)));
@@ -118,22 +103,13 @@ fn decide(rule: &Rule) -> Vec<Instruction> {
 
 fn rule(rule: &LinuxDeviceCgroup) -> Rule {
     // config.json: absent or negative is any.
-    let number = |number: Option<i64>| {
-        number
-            .and_then(|n| i32::try_from(n).ok())
-            .filter(|n| *n >= 0)
-    };
-    let access = rule
-        .access()
-        .as_deref()
-        .unwrap_or("rwm")
-        .chars()
-        .map(|letter| match letter {
-            'r' => READ,
-            'w' => WRITE,
-            'm' => MKNOD,
-            _ => 0,
-        });
+    let number = |number: Option<i64>| number.and_then(|n| i32::try_from(n).ok()).filter(|n| *n >= 0);
+    let access = rule.access().as_deref().unwrap_or("rwm").chars().map(|letter| match letter {
+        'r' => READ,
+        'w' => WRITE,
+        'm' => MKNOD,
+        _ => 0,
+    });
     let kind = match rule.typ() {
         Some(LinuxDeviceType::B) => Some(BLOCK),
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(CHARACTER),
@@ -160,37 +136,19 @@ const JNE_REGISTER: u8 = 0x5d;
 const EXIT: u8 = 0x95;
 
 fn load(register: u8, offset: i16) -> Instruction {
-    Instruction {
-        code: LOAD_WORD,
-        registers: register | CONTEXT << 4,
-        offset,
-        immediate: 0,
-    }
+    Instruction { code: LOAD_WORD, registers: register | CONTEXT << 4, offset, immediate: 0 }
 }
 
 fn with_constant(code: u8, register: u8, immediate: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: register,
-        offset: 0,
-        immediate,
-    }
+    Instruction { code, registers: register, offset: 0, immediate }
 }
 
 fn jump(code: u8, register: u8, other: u8, immediate: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: register | other << 4,
-        offset: 0,
-        immediate,
-    }
+    Instruction { code, registers: register | other << 4, offset: 0, immediate }
 }
 
 fn answer(allow: bool) -> [Instruction; 2] {
-    [
-        with_constant(MOV_CONSTANT, RESULT, i32::from(allow)),
-        with_constant(EXIT, 0, 0),
-    ]
+    [with_constant(MOV_CONSTANT, RESULT, i32::from(allow)), with_constant(EXIT, 0, 0)]
 }
 
 #[cfg(test)]

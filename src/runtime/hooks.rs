@@ -17,22 +17,12 @@ pub(super) fn state(state: &State, status: ContainerStatus) -> HookState {
 }
 
 pub(super) fn poststart(container: &State) {
-    let hooks = container
-        .hooks
-        .as_ref()
-        .and_then(|hooks| hooks.poststart().as_deref());
-    run_and_warn(
-        "poststart",
-        hooks,
-        &state(container, ContainerStatus::Running),
-    );
+    let hooks = container.hooks.as_ref().and_then(|hooks| hooks.poststart().as_deref());
+    run_and_warn("poststart", hooks, &state(container, ContainerStatus::Running));
 }
 
 pub(super) fn poststop(container: &State) {
-    let hooks = container
-        .hooks
-        .as_ref()
-        .and_then(|hooks| hooks.poststop().as_deref());
+    let hooks = container.hooks.as_ref().and_then(|hooks| hooks.poststop().as_deref());
     let mut hook_state = state(container, ContainerStatus::Stopped);
     hook_state.pid = None;
     run_and_warn("poststop", hooks, &hook_state);

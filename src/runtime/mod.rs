@@ -91,9 +91,7 @@ pub enum Error {
     NoFreezer(PathBuf),
     #[error("freezer {}", path.display())]
     Freezer { path: PathBuf, source: io::Error },
-    #[error(
-        "the container has no pid namespace of its own, which a restore needs to give every process its old pid"
-    )]
+    #[error("the container has no pid namespace of its own, which a restore needs to give every process its old pid")]
     NoPidNamespace,
     #[error("the container's init did not become ready to be restored")]
     PuppetLost,
@@ -103,10 +101,7 @@ pub enum Error {
 
 impl Error {
     fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Error::Io {
-            path: path.into(),
-            source,
-        }
+        Error::Io { path: path.into(), source }
     }
 }
 

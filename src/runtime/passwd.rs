@@ -22,9 +22,7 @@ pub(super) fn user(passwd: &Path, uid: u32) -> Option<User> {
         return None;
     }
     let lines = BufReader::new(File::open(passwd).ok()?.take(LIMIT)).lines();
-    lines
-        .map_while(Result::ok)
-        .find_map(|line| parse(&line, uid))
+    lines.map_while(Result::ok).find_map(|line| parse(&line, uid))
 }
 
 fn parse(line: &str, uid: u32) -> Option<User> {
@@ -32,10 +30,7 @@ fn parse(line: &str, uid: u32) -> Option<User> {
     let [name, _password, number, _gid, _gecos, home, ..] = fields[..] else {
         return None;
     };
-    (number.parse() == Ok(uid)).then(|| User {
-        name: name.to_owned(),
-        home: home.into(),
-    })
+    (number.parse() == Ok(uid)).then(|| User { name: name.to_owned(), home: home.into() })
 }
 
 #[cfg(test)]
@@ -44,10 +39,7 @@ mod tests {
 
     #[test]
     fn a_line_names_user_and_home() {
-        let root = User {
-            name: "root".into(),
-            home: "/root".into(),
-        };
+        let root = User { name: "root".into(), home: "/root".into() };
         assert_eq!(parse("root:x:0:0:root:/root:/bin/bash", 0), Some(root));
         assert_eq!(parse("root:x:0:0:root:/root:/bin/bash", 1), None);
         assert_eq!(parse("# root:0", 0), None);

@@ -17,10 +17,7 @@ impl Process {
     /// The process that `pid` names now; None where it has ended, be it reaped or not.
     pub fn of(pid: i32) -> Option<Process> {
         let stat = proc::stat(pid).ok()?;
-        (!matches!(stat.state, 'Z' | 'X')).then_some(Process {
-            pid,
-            start_time: stat.start_time,
-        })
+        (!matches!(stat.state, 'Z' | 'X')).then_some(Process { pid, start_time: stat.start_time })
     }
 
     /// The calling process.
@@ -43,12 +40,6 @@ mod tests {
     fn the_caller_lives_and_a_wrong_start_time_does_not() {
         let own = Process::own();
         assert!(own.is_alive());
-        assert!(
-            !Process {
-                start_time: own.start_time + 1,
-                ..own
-            }
-            .is_alive()
-        );
+        assert!(!Process { start_time: own.start_time + 1, ..own }.is_alive());
     }
 }

@@ -8,9 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::sys::prctl;
 use nix::unistd::{dup2_stdin, read, write};
 
@@ -31,13 +29,7 @@ impl PuppetExecutor {
     /// `keyring` is as for a [`Workload`](super::workload::Workload).
     pub fn new(keyring: Option<CString>) -> std::io::Result<(Self, UnixStream)> {
         let (ours, puppets) = UnixStream::pair()?;
-        Ok((
-            PuppetExecutor {
-                control: Rc::new(RefCell::new(Some(puppets))),
-                keyring,
-            },
-            ours,
-        ))
+        Ok((PuppetExecutor { control: Rc::new(RefCell::new(Some(puppets))), keyring }, ours))
     }
 
     /// Closes this process's copy of the puppet's end, so that the driver sees its end.
@@ -80,10 +72,7 @@ impl Executor for PuppetExecutor {
         Ok(())
     }
 
-    fn setup_envs(
-        &self,
-        _: std::collections::HashMap<String, String>,
-    ) -> Result<(), ExecutorSetEnvsError> {
+    fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         Ok(())
     }
 }

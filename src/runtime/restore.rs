@@ -49,12 +49,7 @@ pub fn restore(store: &Store, id: &str, options: &RestoreOptions) -> Result<i32>
 
     let signals = Foreground::prepare(options.attachment)?;
     let mut container = HalfMade::begin(store, id, &bundle)?;
-    let puppet = raise_puppet(
-        &mut container,
-        &bundle,
-        plan.clock_offsets(),
-        &options.create,
-    )?;
+    let puppet = raise_puppet(&mut container, &bundle, plan.clock_offsets(), &options.create)?;
     plan.rebuild(puppet).map_err(Error::Engine)?;
     let init = container.finish(Status::Running, options.create.pid_file.as_deref())?;
     signals.map_or(Ok(0), |signals| signals.stay_with(store, id, init))
@@ -70,24 +65,13 @@ fn raise_puppet(
     let (executor, mut control) =
         PuppetExecutor::new(container.keyring(options)).map_err(|e| Error::io("socketpair", e))?;
     // The terminal is the dumped tasks' affair, and so are descriptors handed down.
-    let options = CreateOptions {
-        console_socket: None,
-        preserve_fds: 0,
-        ..options.clone()
-    };
-    container.build(
-        bundle.spec_for_puppet(clocks)?,
-        Box::new(executor.clone()),
-        &options,
-    )?;
+    let options = CreateOptions { console_socket: None, preserve_fds: 0, ..options.clone() };
+    container.build(bundle.spec_for_puppet(clocks)?, Box::new(executor.clone()), &options)?;
     executor.release();
     start::go(container.dir())?;
     wait_ready(&mut control)?;
     let init = container.state().init.ok_or(Error::PuppetLost)?;
-    Ok(Puppet {
-        pid: init.pid,
-        control,
-    })
+    Ok(Puppet { pid: init.pid, control })
 }
 
 fn wait_ready(control: &mut UnixStream) -> Result<()> {

@@ -30,12 +30,7 @@ pub struct Attachment {
 
 /// Makes and starts container `id`. Attached, waits for its end, deletes it, and gives its exit code
 /// (128 + n for signal n); detached gives 0.
-pub fn run(
-    store: &Store,
-    id: &str,
-    options: &CreateOptions,
-    attachment: Attachment,
-) -> Result<i32> {
+pub fn run(store: &Store, id: &str, options: &CreateOptions, attachment: Attachment) -> Result<i32> {
     let bundle = Bundle::load(&options.bundle)?;
     let mut options = options.clone();
     let own_terminal = !attachment.detach && bundle.terminal() && options.console_socket.is_none();
@@ -44,9 +39,7 @@ pub fn run(
     }
     let mut foreground = Foreground::prepare(attachment)?;
     let mut container = HalfMade::begin(store, id, &bundle)?;
-    let socket = own_terminal
-        .then(|| ConsoleSocket::listen(container.dir()))
-        .transpose()?;
+    let socket = own_terminal.then(|| ConsoleSocket::listen(container.dir())).transpose()?;
     if let Some(socket) = &socket {
         options.console_socket = Some(socket.path().to_owned());
     }
@@ -86,12 +79,9 @@ impl Foreground {
         }
         let all = SigSet::all();
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None).map_err(errno("block signals"))?;
-        let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .map_err(errno("signalfd"))?;
-        Ok(Some(Foreground {
-            signals,
-            console: None,
-        }))
+        let signals =
+            SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(errno("signalfd"))?;
+        Ok(Some(Foreground { signals, console: None }))
     }
 
     /// Forwards every signal to `init`, reaps every child, and deletes the container when init has ended.
@@ -108,10 +98,7 @@ impl Foreground {
     }
 
     fn wait_for(&mut self, init: Process) -> Result<i32> {
-        let pidfd = PidFd::open(init.pid).map_err(|source| Error::Signal {
-            pid: init.pid,
-            source,
-        })?;
+        let pidfd = PidFd::open(init.pid).map_err(|source| Error::Signal { pid: init.pid, source })?;
         let (mut typing, mut showing) = (self.console.is_some(), self.console.is_some());
         loop {
             if let Some(code) = reap(init.pid) {
@@ -140,10 +127,7 @@ impl Foreground {
         match poll(&mut sources, PollTimeout::NONE) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(errno) => {
-                return Err(Error::Foreground {
-                    what: "poll",
-                    errno,
-                });
+                return Err(Error::Foreground { what: "poll", errno });
             }
         }
         let ready = |at: Option<usize>| at.is_some_and(|at| sources[at].any().unwrap_or(true));
@@ -151,15 +135,9 @@ impl Foreground {
     }
 
     fn forward_signals(&self, init: &PidFd) -> Result<()> {
-        let errno = |errno| Error::Foreground {
-            what: "read a signal",
-            errno,
-        };
+        let errno = |errno| Error::Foreground { what: "read a signal", errno };
         while let Some(signal) = self.signals.read_signal().map_err(errno)? {
-            match (
-                Signal::try_from(signal.ssi_signo.cast_signed()),
-                &self.console,
-            ) {
+            match (Signal::try_from(signal.ssi_signo.cast_signed()), &self.console) {
                 (Ok(Signal::SIGCHLD | Signal::SIGURG), _) => {}
                 (Ok(Signal::SIGWINCH), Some(console)) => console.resize(),
                 _ => drop(init.kill(signal.ssi_signo.cast_signed())),

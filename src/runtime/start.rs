@@ -21,30 +21,20 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     let mut state = locked.load()?;
     match status(&state) {
         Status::Created => start_locked(&locked, &mut state),
-        Status::Stopped => Err(Error::WrongStatus(
-            "cannot start a container that has stopped",
-        )),
-        _ => Err(Error::WrongStatus(
-            "cannot start an already running container",
-        )),
+        Status::Stopped => Err(Error::WrongStatus("cannot start a container that has stopped")),
+        _ => Err(Error::WrongStatus("cannot start an already running container")),
     }
 }
 
 pub(super) fn start_locked(locked: &Locked, state: &mut State) -> Result<()> {
     let path = locked.dir().join(START_REPORT);
     // Opening must not wait for an init that has died.
-    let report = open(
-        &path,
-        OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .and_then(|fd| fcntl(&fd, FcntlArg::F_SETFL(OFlag::empty())).map(|_| fd));
+    let report = open(&path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
+        .and_then(|fd| fcntl(&fd, FcntlArg::F_SETFL(OFlag::empty())).map(|_| fd));
     let mut report = File::from(report.map_err(|e| Error::io(&path, e.into()))?);
     go(locked.dir())?;
     let mut failure = String::new();
-    report
-        .read_to_string(&mut failure)
-        .map_err(|e| Error::io(&path, e))?;
+    report.read_to_string(&mut failure).map_err(|e| Error::io(&path, e))?;
     if !failure.is_empty() {
         return Err(Error::Init(failure));
     }
@@ -59,7 +49,5 @@ pub(super) fn start_locked(locked: &Locked, state: &mut State) -> Result<()> {
 
 /// Wakes the init that waits at the end of libcontainer's work.
 pub(super) fn go(dir: &Path) -> Result<()> {
-    NotifySocket::new(dir.join(NOTIFY_SOCKET))
-        .notify_container_start()
-        .map_err(|e| Error::Libcontainer(chain(&e)))
+    NotifySocket::new(dir.join(NOTIFY_SOCKET)).notify_container_start().map_err(|e| Error::Libcontainer(chain(&e)))
 }

@@ -102,17 +102,11 @@ impl Store {
         let mut private = fs::DirBuilder::new();
         private.mode(0o700);
         let dir = self.dir(id);
-        private
-            .recursive(true)
-            .create(&self.root)
-            .map_err(|source| Error::io(&self.root, source))?;
-        private
-            .recursive(false)
-            .create(&dir)
-            .map_err(|source| match source.kind() {
-                ErrorKind::AlreadyExists => Error::Exists,
-                _ => Error::io(&dir, source),
-            })?;
+        private.recursive(true).create(&self.root).map_err(|source| Error::io(&self.root, source))?;
+        private.recursive(false).create(&dir).map_err(|source| match source.kind() {
+            ErrorKind::AlreadyExists => Error::Exists,
+            _ => Error::io(&dir, source),
+        })?;
         Locked::acquire(dir)
     }
 
@@ -128,11 +122,7 @@ impl Store {
         }
         let locked = Locked::acquire(dir)?;
         // Whoever held the lock may have deleted the container.
-        if locked.dir.is_dir() {
-            Ok(locked)
-        } else {
-            Err(Error::NotFound)
-        }
+        if locked.dir.is_dir() { Ok(locked) } else { Err(Error::NotFound) }
     }
 
     /// Reads the state of container `id` without its lock.
@@ -163,12 +153,7 @@ impl Store {
 impl Locked {
     fn acquire(dir: PathBuf) -> Result<Self> {
         let path = dir.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let lock = lock.map_err(|source| match source.kind() {
             ErrorKind::NotFound => Error::NotFound,
             _ => Error::io(&path, source),
@@ -203,9 +188,7 @@ impl Locked {
     /// Removes the directory. What is gone already is no error.
     pub fn remove(self) -> Result<()> {
         match fs::remove_dir_all(&self.dir) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(Error::io(&self.dir, source))
-            }
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io(&self.dir, source)),
             _ => Ok(()),
         }
     }
@@ -274,18 +257,11 @@ mod tests {
         let store = store("once");
         let locked = store.create("a").unwrap();
         assert!(matches!(store.create("a"), Err(Error::Exists)));
-        assert!(
-            matches!(store.load("a"), Err(Error::NotFound)),
-            "no state was saved yet"
-        );
+        assert!(matches!(store.load("a"), Err(Error::NotFound)), "no state was saved yet");
         locked.save(&state("a")).unwrap();
         assert_eq!(store.load("a").unwrap().status, Status::Creating);
         assert_eq!(store.ids().unwrap(), ["a"]);
-        assert_eq!(
-            fs::read_dir(store.dir("a")).unwrap().count(),
-            2,
-            "lock and state.json, no leftovers"
-        );
+        assert_eq!(fs::read_dir(store.dir("a")).unwrap().count(), 2, "lock and state.json, no leftovers");
         locked.remove().unwrap();
         assert!(matches!(store.lock("a"), Err(Error::NotFound)));
         fs::remove_dir_all(store.root).unwrap();
@@ -297,10 +273,7 @@ mod tests {
             validate_id(good).unwrap();
         }
         for bad in ["", ".", "..", "a/b", "a b", "ä"] {
-            assert!(
-                matches!(validate_id(bad), Err(Error::InvalidId(_))),
-                "{bad:?}"
-            );
+            assert!(matches!(validate_id(bad), Err(Error::InvalidId(_))), "{bad:?}");
         }
     }
 }

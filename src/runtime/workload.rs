@@ -19,9 +19,7 @@ use caps::CapSet;
 use libcontainer::container::State as HookState;
 use libcontainer::hooks::run_hooks;
 use libcontainer::oci_spec::runtime::{Hook, Spec};
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
-};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::stat::{fstat, stat};
@@ -61,22 +59,13 @@ impl Workload {
         report: Rc<File>,
     ) -> super::Result<Self> {
         let process = bundle.process()?;
-        let hooks = bundle
-            .spec
-            .hooks()
-            .as_ref()
-            .and_then(|hooks| hooks.start_container().clone());
+        let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
         Ok(Workload {
             args: process.args().clone().unwrap_or_default(),
             env: process.env().clone().unwrap_or_default(),
             capabilities: CapabilitySets::of(bundle)?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
-            seccomp: bundle
-                .linux()?
-                .seccomp()
-                .as_ref()
-                .map(Filter::compile)
-                .transpose()?,
+            seccomp: bundle.linux()?.seccomp().as_ref().map(Filter::compile).transpose()?,
             hooks: hooks.unwrap_or_default(),
             hook_state,
             report,
@@ -91,19 +80,14 @@ impl Workload {
     fn become_workload(&self) -> Result<Infallible, String> {
         let env = self.environment();
         let strings = |list: &[String]| -> Result<Vec<CString>, String> {
-            list.iter()
-                .map(|s| CString::new(s.as_bytes()).map_err(|_| "argument holds a NUL byte".into()))
-                .collect()
+            list.iter().map(|s| CString::new(s.as_bytes()).map_err(|_| "argument holds a NUL byte".into())).collect()
         };
         let (argv, envp) = (strings(&self.args)?, strings(&env)?);
         let program = self.program.borrow();
-        let path = CString::new(program.as_os_str().as_encoded_bytes())
-            .map_err(|_| "path holds a NUL byte")?;
-        self.own_streams()
-            .map_err(|e| format!("change the owner of a standard stream: {}", words(e)))?;
+        let path = CString::new(program.as_os_str().as_encoded_bytes()).map_err(|_| "path holds a NUL byte")?;
+        self.own_streams().map_err(|e| format!("change the owner of a standard stream: {}", words(e)))?;
         if let Some(name) = &self.keyring {
-            join_session_keyring(name)
-                .map_err(|e| format!("join a session keyring: {}", words(e)))?;
+            join_session_keyring(name).map_err(|e| format!("join a session keyring: {}", words(e)))?;
         }
         if self.no_new_privileges {
             prctl::set_no_new_privs().map_err(|e| format!("set no_new_privs: {e}"))?;
@@ -113,8 +97,7 @@ impl Workload {
         if !self.no_new_privileges {
             self.install_seccomp()?;
         }
-        self.drop_capabilities()
-            .map_err(|e| format!("unable to apply caps: {e}"))?;
+        self.drop_capabilities().map_err(|e| format!("unable to apply caps: {e}"))?;
         if self.no_new_privileges {
             self.install_seccomp()?;
         }
@@ -127,9 +110,7 @@ impl Workload {
     /// These hooks are the container's own programs: they get no more than the workload does.
     fn run_hooks(&self, env: &[String]) -> Result<(), String> {
         let pairs = env.iter().filter_map(|pair| pair.split_once('='));
-        let env = pairs
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
+        let env = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let (hooks, state) = (Some(&self.hooks), Some(&self.hook_state));
         run_hooks(hooks, state, None, None, Some(&env))
             .map_err(|e| format!("error running startContainer hook: {}", chain(&e)))
@@ -157,9 +138,7 @@ impl Workload {
         let Some(filter) = &self.seccomp else {
             return Ok(());
         };
-        filter
-            .install()
-            .map_err(|e| format!("unable to install the seccomp filter: {}", words(e)))
+        filter.install().map_err(|e| format!("unable to install the seccomp filter: {}", words(e)))
     }
 
     /// The effective set goes before the permitted one that must contain it, the inheritable set while
@@ -185,10 +164,7 @@ impl Workload {
 
     fn environment(&self) -> Vec<String> {
         let given = self.env.iter().filter(|pair| *pair != "HOME=");
-        given
-            .chain(self.added_env.borrow().iter())
-            .cloned()
-            .collect()
+        given.chain(self.added_env.borrow().iter()).cloned().collect()
     }
 }
 
@@ -202,16 +178,11 @@ impl Executor for Workload {
 
     /// Runs inside the container's root, before `create` gets its answer.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        let path = self
-            .env
-            .iter()
-            .find_map(|pair| pair.strip_prefix("PATH="))
-            .unwrap_or_default();
+        let path = self.env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
         let name = self.args.first().map(String::as_str).unwrap_or_default();
         let found = look_up(name, path);
-        *self.program.borrow_mut() = found.map_err(|why| {
-            ExecutorValidationError::ArgValidationError(format!("exec: {name:?}: {why}"))
-        })?;
+        *self.program.borrow_mut() =
+            found.map_err(|why| ExecutorValidationError::ArgValidationError(format!("exec: {name:?}: {why}")))?;
         Ok(())
     }
 
@@ -219,16 +190,9 @@ impl Executor for Workload {
     /// /etc/passwd, and libcontainer's LISTEN_FDS and LISTEN_PID.
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         let mut added = Vec::new();
-        if !self
-            .env
-            .iter()
-            .any(|pair| pair.starts_with("HOME=") && pair != "HOME=")
-        {
+        if !self.env.iter().any(|pair| pair.starts_with("HOME=") && pair != "HOME=") {
             let home = passwd::user(Path::new("/etc/passwd"), self.uid).map(|user| user.home);
-            added.push(format!(
-                "HOME={}",
-                home.unwrap_or_else(|| "/".into()).display()
-            ));
+            added.push(format!("HOME={}", home.unwrap_or_else(|| "/".into()).display()));
         }
         for name in ["LISTEN_FDS", "LISTEN_PID"] {
             added.extend(envs.get(name).map(|value| format!("{name}={value}")));
@@ -257,18 +221,11 @@ fn look_up(name: &str, path: &str) -> Result<PathBuf, String> {
             Err(e) if e.kind() == ErrorKind::IsADirectory => Err("is a directory".into()),
             Err(e) => Err(format!(
                 "stat {name}: {}",
-                e.raw_os_error()
-                    .map_or(e.to_string(), |n| words(nix::Error::from_raw(n)))
+                e.raw_os_error().map_or(e.to_string(), |n| words(nix::Error::from_raw(n)))
             )),
         };
     }
-    let dirs = path.split(':').map(|dir| {
-        if dir.is_empty() {
-            Path::new(".")
-        } else {
-            Path::new(dir)
-        }
-    });
+    let dirs = path.split(':').map(|dir| if dir.is_empty() { Path::new(".") } else { Path::new(dir) });
     let mut files = dirs.map(|dir| dir.join(name));
     files
         .find(|file| !name.is_empty() && executable(file).is_ok())
@@ -290,10 +247,7 @@ fn executable(file: &Path) -> std::io::Result<()> {
 fn words(errno: nix::Error) -> String {
     let text = errno.desc();
     let mut letters = text.chars();
-    letters
-        .next()
-        .map(|first| first.to_lowercase().chain(letters).collect())
-        .unwrap_or_default()
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -302,10 +256,7 @@ mod tests {
 
     #[test]
     fn programs_are_found_as_runc_finds_them() {
-        assert_eq!(
-            look_up("sh", "/nowhere:/bin").unwrap(),
-            Path::new("/bin/sh")
-        );
+        assert_eq!(look_up("sh", "/nowhere:/bin").unwrap(), Path::new("/bin/sh"));
         assert_eq!(look_up("/bin/sh", "").unwrap(), Path::new("/bin/sh"));
         let why = |name, path| look_up(name, path).unwrap_err();
         assert_eq!(why("foo", "/bin"), "executable file not found in $PATH");

@@ -70,14 +70,7 @@ pub fn attach_device_program(cgroup: impl AsFd, program: &[Instruction]) -> nix:
     };
     // SAFETY: the kernel reads the attributes, and through them the program and the license, all of which live
     // until the call returns.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const load,
-            size_of_val(&load),
-        )
-    };
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
     let fd = Errno::result(fd)? as i32;
     // SAFETY: the kernel has just given us this descriptor and nobody else knows it.
     let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
@@ -88,13 +81,6 @@ pub fn attach_device_program(cgroup: impl AsFd, program: &[Instruction]) -> nix:
         flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: the kernel reads the attributes; both descriptors are open.
-    let attached = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            &raw const attach,
-            size_of_val(&attach),
-        )
-    };
+    let attached = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of_val(&attach)) };
     Errno::result(attached).map(drop)
 }

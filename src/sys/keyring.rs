@@ -13,12 +13,6 @@ use nix::libc;
 /// `ENOSYS` where the kernel has no keyrings, `EDQUOT` where the user has too many.
 pub fn join_session(name: &CStr) -> nix::Result<()> {
     // SAFETY: the kernel reads a string that lives until the call returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_keyctl,
-            libc::KEYCTL_JOIN_SESSION_KEYRING,
-            name.as_ptr(),
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
     Errno::result(result).map(drop)
 }

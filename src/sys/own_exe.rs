@@ -26,8 +26,7 @@ pub fn is_sealed() -> io::Result<bool> {
     let exe = File::open(EXE)?;
     let read_only = fstatvfs(&exe)?.flags().contains(FsFlags::ST_RDONLY);
     // Not a memfd: EINVAL.
-    let seals =
-        fcntl(&exe, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
+    let seals = fcntl(&exe, FcntlArg::F_GET_SEALS).map_or(SealFlag::empty(), SealFlag::from_bits_truncate);
     Ok(read_only || seals.contains(SealFlag::F_SEAL_WRITE))
 }
 
@@ -53,12 +52,7 @@ fn read_only_mount() -> io::Result<OwnedFd> {
     let tree = Errno::result(tree)? as i32;
     // SAFETY: the kernel has just given us this descriptor and nobody else knows it.
     let tree = unsafe { OwnedFd::from_raw_fd(tree) };
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let size = size_of::<libc::mount_attr>();
     // SAFETY: an empty path with AT_EMPTY_PATH means the descriptor; the kernel reads `size` bytes of a live struct.
     let set = unsafe {
@@ -79,28 +73,17 @@ fn sealed_copy() -> io::Result<OwnedFd> {
     let copy = memfd_create("lmrun", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut copy = File::from(copy);
     io::copy(&mut File::open(EXE)?, &mut copy)?;
-    let seals = SealFlag::F_SEAL_SHRINK
-        | SealFlag::F_SEAL_GROW
-        | SealFlag::F_SEAL_WRITE
-        | SealFlag::F_SEAL_SEAL;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
     fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(copy.into())
 }
 
 fn execute(exe: impl AsFd) -> io::Error {
-    let strings = |words: Vec<Vec<u8>>| {
-        words
-            .into_iter()
-            .map(CString::new)
-            .collect::<Result<Vec<_>, _>>()
-    };
+    let strings = |words: Vec<Vec<u8>>| words.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
     let bytes = |word: &OsStr| word.as_bytes().to_vec();
     let arguments = strings(std::env::args_os().map(|word| bytes(&word)).collect());
-    let environment = strings(
-        std::env::vars_os()
-            .map(|(name, value)| [bytes(&name), bytes(&value)].join(&b'='))
-            .collect(),
-    );
+    let environment =
+        strings(std::env::vars_os().map(|(name, value)| [bytes(&name), bytes(&value)].join(&b'=')).collect());
     let (arguments, environment) = match (arguments, environment) {
         (Ok(arguments), Ok(environment)) => (arguments, environment),
         (Err(e), _) | (_, Err(e)) => return e.into(),

@@ -29,19 +29,9 @@ pub const MAX_INSTRUCTIONS: usize = 4096;
 /// `EINVAL` for a program or flag that the kernel does not take, `EACCES` for a caller that may not.
 pub fn install(program: &[Instruction], flags: u64) -> nix::Result<()> {
     let length = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
-    let program = libc::sock_fprog {
-        len: length,
-        filter: program.as_ptr().cast_mut().cast(),
-    };
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
     // SAFETY: the kernel copies `len` instructions, which are laid out as its own (asserted above), from memory
     // that lives until the call returns, and writes nothing.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            flags,
-            &raw const program,
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     Errno::result(result).map(drop)
 }

@@ -19,12 +19,7 @@ const _: () = assert!(size_of::<Action>() == 32);
 pub fn reset_all() {
     // By the kernel's own calls: libc keeps two real-time signals to itself, and whoever
     // started us may have had them ignored.
-    let default = Action {
-        handler: libc::SIG_DFL,
-        flags: 0,
-        restorer: 0,
-        mask: 0,
-    };
+    let default = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     let old = std::ptr::null_mut::<Action>();
     for signal in 1..=libc::SIGRTMAX() {
         // SAFETY: the kernel reads a live struct laid out as its own and writes nothing back; SIG_DFL runs no

@@ -11,12 +11,7 @@ use nix::libc;
 /// # Errors
 /// `ENOTTY` where one of them is no terminal.
 pub fn copy_size(from: impl AsFd, to: impl AsFd) -> nix::Result<()> {
-    let mut size = libc::winsize {
-        ws_row: 0,
-        ws_col: 0,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
     // SAFETY: the kernel writes one winsize into ours, which is live and exclusive.
     Errno::result(unsafe { libc::ioctl(from, libc::TIOCGWINSZ, &raw mut size) })?;

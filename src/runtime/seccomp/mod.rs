@@ -10,8 +10,7 @@
 //! that the profile names does not exist (ENOSYS), so that libraries fall back.
 
 use oci_spec::runtime::{
-    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
-    LinuxSeccompOperator, LinuxSyscall,
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
 };
 use seccompiler::{BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
@@ -60,29 +59,13 @@ impl Filter {
     pub fn compile(profile: &LinuxSeccomp) -> Result<Self> {
         let rules = profile.syscalls().as_deref().unwrap_or_default();
         let default = profile.default_action().as_u32(profile.default_errno_ret());
-        let all = rules
-            .iter()
-            .map(|rule| rule.action())
-            .chain([profile.default_action()]);
-        if all
-            .into_iter()
-            .any(|action| action == LinuxSeccompAction::ScmpActNotify)
-        {
+        let all = rules.iter().map(|rule| rule.action()).chain([profile.default_action()]);
+        if all.into_iter().any(|action| action == LinuxSeccompAction::ScmpActNotify) {
             return Err(Error::Seccomp("SCMP_ACT_NOTIFY is not supported".into()));
         }
-        let given = |arch| {
-            profile
-                .architectures()
-                .iter()
-                .flatten()
-                .any(|given| *given == arch)
-        };
+        let given = |arch| profile.architectures().iter().flatten().any(|given| *given == arch);
         let block = |abi, given: bool| {
-            if given {
-                calls(abi, default, rules)
-            } else {
-                Ok(vec![ret(RET_KILL_THREAD)])
-            }
+            if given { calls(abi, default, rules) } else { Ok(vec![ret(RET_KILL_THREAD)]) }
         };
         let long = block(Abi::X86_64, true)?;
         let x32 = block(Abi::X32, given(Arch::ScmpArchX32))?;
@@ -93,12 +76,7 @@ impl Filter {
         native.extend(branch(JUMP_IF_AT_LEAST, X32_BIT, x32, long));
         let mut compat = vec![load(OFFSET_NR)];
         compat.extend(i386);
-        let foreign = branch(
-            JUMP_IF_EQUAL,
-            AUDIT_ARCH_I386,
-            compat,
-            vec![ret(RET_KILL_THREAD)],
-        );
+        let foreign = branch(JUMP_IF_EQUAL, AUDIT_ARCH_I386, compat, vec![ret(RET_KILL_THREAD)]);
         let mut program = vec![load(OFFSET_ARCH)];
         program.extend(branch(JUMP_IF_EQUAL, AUDIT_ARCH_X86_64, native, foreign));
         if program.len() > MAX_INSTRUCTIONS {
@@ -107,10 +85,7 @@ impl Filter {
                 program.len()
             )));
         }
-        Ok(Filter {
-            program,
-            flags: flags(profile),
-        })
+        Ok(Filter { program, flags: flags(profile) })
     }
 
     /// Binds the calling thread, which needs no_new_privs or CAP_SYS_ADMIN.
@@ -135,11 +110,7 @@ fn calls(abi: Abi, default: u32, rules: &[LinuxSyscall]) -> Result<Vec<Instructi
     for rule in rules {
         let action = rule.action().as_u32(rule.errno_ret());
         let tests = conditions(abi, rule.args().as_deref().unwrap_or_default())?;
-        for number in rule
-            .names()
-            .iter()
-            .filter_map(|name| known.get(name.as_str()))
-        {
+        for number in rule.names().iter().filter_map(|name| known.get(name.as_str())) {
             newest = newest.max(*number);
             if action == default {
                 continue;
@@ -149,14 +120,9 @@ fn calls(abi: Abi, default: u32, rules: &[LinuxSyscall]) -> Result<Vec<Instructi
                 (Fate::Always(rest), true) => *rest = action,
                 (Fate::Depends(_, rest), true) => *rest = action,
                 (Fate::Always(rest), false) => {
-                    *fate = Fate::Depends(
-                        tests.iter().map(|test| (test.clone(), action)).collect(),
-                        *rest,
-                    );
+                    *fate = Fate::Depends(tests.iter().map(|test| (test.clone(), action)).collect(), *rest);
                 }
-                (Fate::Depends(all, _), false) => {
-                    all.extend(tests.iter().map(|test| (test.clone(), action)))
-                }
+                (Fate::Depends(all, _), false) => all.extend(tests.iter().map(|test| (test.clone(), action))),
             }
         }
     }
@@ -168,16 +134,10 @@ fn calls(abi: Abi, default: u32, rules: &[LinuxSyscall]) -> Result<Vec<Instructi
             runs.push((number, fate));
         }
     }
-    let beyond = if refuses && newest > 0 {
-        RET_ERRNO_ENOSYS
-    } else {
-        default
-    };
+    let beyond = if refuses && newest > 0 { RET_ERRNO_ENOSYS } else { default };
     runs.push((newest + 1, Fate::Always(beyond)));
     if abi == Abi::X32 {
-        runs.iter_mut()
-            .skip(1)
-            .for_each(|(number, _)| *number |= X32_BIT);
+        runs.iter_mut().skip(1).for_each(|(number, _)| *number |= X32_BIT);
     }
     Ok(search(&runs))
 }
@@ -207,32 +167,12 @@ fn search(runs: &[(u32, Fate)]) -> Vec<Instruction> {
 }
 
 /// `then` where the comparison with `k` holds, else `otherwise`. Conditional jumps reach 255 instructions.
-fn branch(
-    jump: u16,
-    k: u32,
-    then: Vec<Instruction>,
-    otherwise: Vec<Instruction>,
-) -> Vec<Instruction> {
+fn branch(jump: u16, k: u32, then: Vec<Instruction>, otherwise: Vec<Instruction>) -> Vec<Instruction> {
     let mut code = match u8::try_from(otherwise.len()) {
-        Ok(skip) => vec![Instruction {
-            code: jump,
-            jt: skip,
-            jf: 0,
-            k,
-        }],
+        Ok(skip) => vec![Instruction { code: jump, jt: skip, jf: 0, k }],
         Err(_) => vec![
-            Instruction {
-                code: jump,
-                jt: 0,
-                jf: 1,
-                k,
-            },
-            Instruction {
-                code: JUMP,
-                jt: 0,
-                jf: 0,
-                k: otherwise.len() as u32,
-            },
+            Instruction { code: jump, jt: 0, jf: 1, k },
+            Instruction { code: JUMP, jt: 0, jf: 0, k: otherwise.len() as u32 },
         ],
     };
     code.extend(otherwise);
@@ -249,20 +189,12 @@ fn conditions(abi: Abi, args: &[LinuxSeccompArg]) -> Result<Vec<Vec<Instruction>
     let mut indices: Vec<_> = args.iter().map(LinuxSeccompArg::index).collect();
     indices.sort_unstable();
     let repeated = indices.windows(2).any(|pair| pair[0] == pair[1]);
-    let alternatives = if repeated {
-        args.chunks(1).collect()
-    } else {
-        vec![args]
-    };
+    let alternatives = if repeated { args.chunks(1).collect() } else { vec![args] };
     alternatives.into_iter().map(|all| test(abi, all)).collect()
 }
 
 fn test(abi: Abi, args: &[LinuxSeccompArg]) -> Result<Vec<Instruction>> {
-    let width = if abi == Abi::I386 {
-        SeccompCmpArgLen::Dword
-    } else {
-        SeccompCmpArgLen::Qword
-    };
+    let width = if abi == Abi::I386 { SeccompCmpArgLen::Dword } else { SeccompCmpArgLen::Qword };
     let conditions = args.iter().map(|arg| {
         let (operator, value) = match arg.op() {
             LinuxSeccompOperator::ScmpCmpNe => (SeccompCmpOp::Ne, arg.value()),
@@ -272,27 +204,16 @@ fn test(abi: Abi, args: &[LinuxSeccompArg]) -> Result<Vec<Instruction>> {
             LinuxSeccompOperator::ScmpCmpGe => (SeccompCmpOp::Ge, arg.value()),
             LinuxSeccompOperator::ScmpCmpGt => (SeccompCmpOp::Gt, arg.value()),
             // The runtime specification's `value` is the mask here, and `valueTwo` what must be left.
-            LinuxSeccompOperator::ScmpCmpMaskedEq => (
-                SeccompCmpOp::MaskedEq(arg.value()),
-                arg.value_two().unwrap_or(0),
-            ),
+            LinuxSeccompOperator::ScmpCmpMaskedEq => {
+                (SeccompCmpOp::MaskedEq(arg.value()), arg.value_two().unwrap_or(0))
+            }
         };
         let index = u8::try_from(arg.index()).unwrap_or(u8::MAX);
         SeccompCondition::new(index, width.clone(), operator, value)
     });
-    let rule = conditions
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .and_then(SeccompRule::new);
+    let rule = conditions.collect::<std::result::Result<Vec<_>, _>>().and_then(SeccompRule::new);
     let code: BpfProgram = rule.map_err(|e| Error::Seccomp(e.to_string()))?.into();
-    Ok(code
-        .into_iter()
-        .map(|i| Instruction {
-            code: i.code,
-            jt: i.jt,
-            jf: i.jf,
-            k: i.k,
-        })
-        .collect())
+    Ok(code.into_iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect())
 }
 
 /// linux/seccomp.h. Where the profile says nothing, speculation is left to the CPU, as under runc.
@@ -311,19 +232,9 @@ fn flags(profile: &LinuxSeccomp) -> u64 {
 }
 
 fn load(offset: u32) -> Instruction {
-    Instruction {
-        code: LOAD_WORD,
-        jt: 0,
-        jf: 0,
-        k: offset,
-    }
+    Instruction { code: LOAD_WORD, jt: 0, jf: 0, k: offset }
 }
 
 fn ret(action: u32) -> Instruction {
-    Instruction {
-        code: RETURN,
-        jt: 0,
-        jf: 0,
-        k: action,
-    }
+    Instruction { code: RETURN, jt: 0, jf: 0, k: action }
 }

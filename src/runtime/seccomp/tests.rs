@@ -7,10 +7,7 @@ const EPERM: u32 = 0x0005_0001;
 /// What the kernel shows a filter: number, architecture, arguments.
 fn verdict(filter: &Filter, arch: u32, number: u32, args: [u64; 6]) -> u32 {
     let mut data = vec![number, arch, 0, 0];
-    data.extend(
-        args.iter()
-            .flat_map(|arg| [*arg as u32, (*arg >> 32) as u32]),
-    );
+    data.extend(args.iter().flat_map(|arg| [*arg as u32, (*arg >> 32) as u32]));
     let (mut at, mut a) = (0, 0_u32);
     loop {
         let i = filter.program[at];
@@ -75,10 +72,7 @@ fn actions_differ_by_rule() {
 fn the_same_argument_twice_is_either_and_different_ones_are_both() {
     let filter = filter(PROFILE);
     let personality = |value| call(&filter, "personality", [value, 0, 0, 0, 0, 0]);
-    assert_eq!(
-        (personality(0), personality(8), personality(1)),
-        (ALLOW, ALLOW, EPERM)
-    );
+    assert_eq!((personality(0), personality(8), personality(1)), (ALLOW, ALLOW, EPERM));
     let mmap = |length, protection| call(&filter, "mmap", [0, length, protection, 0, 0, 0]);
     assert_eq!(mmap(1 << 32, 7), 0x0003_0000);
     assert_eq!((mmap(1, 7), mmap(1 << 32, 3)), (ALLOW, ALLOW));
@@ -99,16 +93,8 @@ fn other_ways_into_the_kernel() {
     assert_eq!((i386("read"), i386("open")), (ALLOW, EPERM));
     let x32 = |number| verdict(&filter, AUDIT_ARCH_X86_64, X32_BIT | number, [0; 6]);
     assert_eq!(x32(0), RET_KILL_THREAD, "x32 is not in the profile");
-    assert_eq!(
-        verdict(&filter, 0xC000_00B7, 0, [0; 6]),
-        RET_KILL_THREAD,
-        "aarch64"
-    );
-    assert_eq!(
-        verdict(&filter, AUDIT_ARCH_X86_64, SKIPPED, [0; 6]),
-        EPERM,
-        "a call that a tracer skips"
-    );
+    assert_eq!(verdict(&filter, 0xC000_00B7, 0, [0; 6]), RET_KILL_THREAD, "aarch64");
+    assert_eq!(verdict(&filter, AUDIT_ARCH_X86_64, SKIPPED, [0; 6]), EPERM, "a call that a tracer skips");
 }
 
 #[test]
@@ -117,10 +103,7 @@ fn x32_is_numbered_apart() {
     let filter = filter(&with_x32);
     let x32 = |number| verdict(&filter, AUDIT_ARCH_X86_64, X32_BIT | number, [0; 6]);
     assert_eq!((x32(1), x32(2)), (ALLOW, EPERM));
-    assert_eq!(
-        verdict(&filter, AUDIT_ARCH_I386, 4, [0; 6]),
-        RET_KILL_THREAD
-    );
+    assert_eq!(verdict(&filter, AUDIT_ARCH_I386, 4, [0; 6]), RET_KILL_THREAD);
 }
 
 #[test]
@@ -144,9 +127,9 @@ fn an_empty_profile_is_its_default() {
 
 #[test]
 fn what_cannot_be_done_is_refused() {
-    let refused =
-        |profile: &str| Filter::compile(&serde_json::from_str(profile).unwrap()).unwrap_err();
-    let notify = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}"#;
+    let refused = |profile: &str| Filter::compile(&serde_json::from_str(profile).unwrap()).unwrap_err();
+    let notify =
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_NOTIFY"}]}"#;
     assert!(matches!(refused(notify), Error::Seccomp(_)));
     let seventh = r#"{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ALLOW",
         "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]}]}"#;
