@@ -102,12 +102,10 @@ macro_rules! refused {
 refused! {
     inotify: "inotify",
     fanotify: "fanotify",
-    signalfd: "signalfd",
     netlink: "netlink",
     packet: "packet",
     raw: "raw",
     udp: "udp",
-    unix_named: "unix",
     unix_outside: "unix",
     memfd: "memfd",
     memfd_mapped: "memfd",

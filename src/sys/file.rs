@@ -223,6 +223,15 @@ pub fn timerfd(clock: c_int, value: TimerValue, flags: c_int, ticks: u64) -> io:
     }
 }
 
+/// A signalfd for a set of signals: signal n is bit n - 1.
+pub fn signalfd(signals: u64) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads the eight bytes of its set during the call; the result is a descriptor of ours alone.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_signalfd4, -1, &raw const signals, size_of::<u64>(), libc::SFD_CLOEXEC);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as c_int)) }
+    }
+}
+
 pub fn epoll() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is a descriptor of ours alone.
     unsafe {

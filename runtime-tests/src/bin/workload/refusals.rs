@@ -10,12 +10,10 @@ use crate::stage::{Check, Fallible, Setup, Stage, eventually, holds, same};
 pub const WORKLOADS: &[(&str, Setup)] = &[
     ("refuse-inotify", inotify),
     ("refuse-fanotify", fanotify),
-    ("refuse-signalfd", signalfd),
     ("refuse-netlink", netlink),
     ("refuse-packet", packet),
     ("refuse-raw", raw_socket),
     ("refuse-udp", udp),
-    ("refuse-unix-named", unix_named),
     ("refuse-unix-outside", unix_outside),
     ("refuse-memfd", memfd),
     ("refuse-memfd-mapped", memfd_mapped),
@@ -63,17 +61,6 @@ fn fanotify(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || sys!(fcntl(fd, libc::F_GETFL)).map(drop)))
 }
 
-fn signalfd(_: &mut Stage) -> Fallible<Check> {
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    unsafe { libc::sigaddset(&mut set, libc::SIGUSR1) };
-    sys!(sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
-    let fd = sys!(signalfd(-1, &set, libc::SFD_NONBLOCK))? as i32;
-    Ok(Box::new(move || {
-        sys!(kill(libc::getpid(), libc::SIGUSR1))?;
-        same("signal", libc::SIGUSR1 as u8, read(fd, 128)?[0])
-    }))
-}
-
 fn socket(family: i32, kind: i32, protocol: i32) -> Fallible<Check> {
     let fd = or_skip(sys!(socket(family, kind, protocol)))? as i32;
     Ok(Box::new(move || sys!(fcntl(fd, libc::F_GETFL)).map(drop)))
@@ -101,17 +88,6 @@ fn udp(_: &mut Stage) -> Fallible<Check> {
             1,
             socket.recv(&mut [0; 8]).map_err(|e| e.to_string())?,
         )
-    }))
-}
-
-/// A bound listener; pairs are carried, names are not (yet).
-fn unix_named(_: &mut Stage) -> Fallible<Check> {
-    let listener =
-        std::os::unix::net::UnixListener::bind("/named.sock").map_err(|e| e.to_string())?;
-    Ok(Box::new(move || {
-        let _client =
-            std::os::unix::net::UnixStream::connect("/named.sock").map_err(|e| e.to_string())?;
-        listener.accept().map(drop).map_err(|e| e.to_string())
     }))
 }
 

@@ -6,6 +6,7 @@ pub mod eventfd;
 pub mod inet;
 pub mod pipe;
 pub mod regular;
+pub mod signalfd;
 pub mod sockopts;
 pub mod tcp;
 pub mod tcp_stream;
@@ -194,6 +195,14 @@ fn refuse_unknown<T>(f: &FdFacts) -> Result<T> {
         let why = format!("{what} sockets (family {family}, type {kind}, protocol {protocol}) cannot be carried yet");
         return f.refuse(why, "close it before the checkpoint, or stop and start the container instead");
     }
+    // Its own kind of file since 6.9, an anonymous inode before.
+    if f.link.starts_with(b"pidfd:[") || f.link == b"anon_inode:[pidfd]" {
+        let why = match f.line("Pid")? {
+            "-1" => "is a pidfd of a process that has ended: pidfds cannot be carried yet".into(),
+            pid => format!("is a pidfd of process {pid} (as this host counts): pidfds cannot be carried yet"),
+        };
+        return f.refuse(why, "close it before the checkpoint, or stop and start the container instead");
+    }
     f.refuse("files of this kind cannot be carried", "close it before the checkpoint, or stop and start the container instead")
 }
 
@@ -205,6 +214,7 @@ fd_kinds! {
     timerfd::TimerFd,
     inet::TcpSocket,
     unix::UnixSocket,
+    signalfd::SignalFd,
 }
 
 impl Workshop {
