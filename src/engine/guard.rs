@@ -1,9 +1,10 @@
-//! The guard: a small process beside the driver that ends TCP_REPAIR if the driver cannot.
+//! The guard: a small process beside the driver that puts back what the driver changes of a container's sockets, if the
+//! driver cannot.
 //!
-//! The mode belongs to the socket: it stays when the process that set it is killed, and a connection in it is
-//! silent for ever. So before the first socket enters the mode, the guard holds it too. When the driver ends without
-//! having dismissed it, the guard lets the connections go on. The kernel closes the files of a process that dies
-//! before it lets its tracees go, so the guard has a head start on them; who wants more keeps the mode short.
+//! TCP_REPAIR and SO_PEEK_OFF belong to the socket: they stay when the process that set them is killed, and a connection
+//! in repair mode is silent for ever. So before the first socket is changed, the guard holds it too. When the driver ends
+//! without having dismissed it, the guard lets the sockets go on as they were. The kernel closes the files of a process
+//! that dies before it lets its tracees go, so the guard has a head start on them; who wants more keeps the mode short.
 //!
 //! What takes the kernel long to close is its business as well ([`Guard::keep`]): it outlives the driver by that.
 
@@ -19,9 +20,9 @@ use nix::unistd::{chdir, getpid, setsid};
 use crate::sys::pidfd::PidFd;
 use crate::sys::{fdpass, fds, fork, sockopt, tcp};
 
-/// The guard could not be set up. No socket is in repair mode because of it.
+/// The guard could not be set up. No socket has been changed because of it.
 #[derive(Debug, thiserror::Error)]
-#[error("guard of the TCP connections: {what}")]
+#[error("guard of the sockets: {what}")]
 pub struct Error {
     what: &'static str,
     source: io::Error,
@@ -45,7 +46,7 @@ const DISMISS: u8 = b'd';
 pub struct Guard(OwnedFd);
 
 impl Guard {
-    /// Forks the guard, before any container is frozen; the caller should have a single thread.
+    /// Forks the guard; the caller should have a single thread.
     pub fn spawn() -> Result<Self, Error> {
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
@@ -59,7 +60,7 @@ impl Guard {
         Ok(Self(ours))
     }
 
-    /// Hands over `sockets`, which must not be in repair mode yet. When this returns they are safe.
+    /// Hands over `sockets` as they are to be left. When this returns they are safe.
     pub fn watch(&self, sockets: &[BorrowedFd<'_>]) -> Result<(), Error> {
         sockets
             .chunks(fdpass::MAX_FDS)
@@ -87,7 +88,7 @@ impl Guard {
         self.hand_over(COMMIT, &[])
     }
 
-    /// Ends the guard: the sockets are out of repair mode, or shall stay in it until they are closed.
+    /// Ends the guard: the sockets are as they were, or shall stay as they are until they are closed.
     pub fn dismiss(self) {}
 }
 
@@ -98,10 +99,12 @@ impl Drop for Guard {
     }
 }
 
-/// A socket that is watched, and its SO_REUSEADDR, which the end of the repair mode clears.
+/// A socket that is watched, with its SO_REUSEADDR, which the end of the repair mode clears, and of a unix socket
+/// SO_PEEK_OFF.
 struct Watched {
     socket: OwnedFd,
     reuse: i32,
+    peek_offset: Option<i32>,
 }
 
 /// The guard's life; returns its exit status.
@@ -150,7 +153,10 @@ fn follow(driver: &PidFd, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) ->
             (_, WATCH) => {
                 for socket in fds {
                     let reuse = sockopt::get_int(socket.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR)?;
-                    watched.push(Watched { socket, reuse });
+                    let unix = sockopt::get_int(socket.as_fd(), SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_UNIX;
+                    let peek_offset = || sockopt::get_int(socket.as_fd(), SOL_SOCKET, libc::SO_PEEK_OFF);
+                    let peek_offset = unix.then(peek_offset).transpose()?;
+                    watched.push(Watched { socket, reuse, peek_offset });
                 }
             }
             (_, _) => kept.extend(fds),
@@ -159,9 +165,12 @@ fn follow(driver: &PidFd, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) ->
     }
 }
 
-/// Lets the connection go on if it is silent.
+/// Lets the socket go on as it was.
 fn go_on(watched: &Watched) -> io::Result<()> {
     let socket = watched.socket.as_fd();
+    if let Some(offset) = watched.peek_offset {
+        return sockopt::set_int(socket, SOL_SOCKET, libc::SO_PEEK_OFF, offset);
+    }
     if tcp::in_repair(socket)? {
         tcp::repair_off(socket)?;
         sockopt::set_int(socket, SOL_SOCKET, libc::SO_REUSEADDR, watched.reuse)?;

@@ -8,6 +8,7 @@ pub mod fdpass;
 pub mod fds;
 pub mod file;
 pub mod fork;
+pub mod identity;
 pub mod keyring;
 pub mod mem;
 pub mod namespace;

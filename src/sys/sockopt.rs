@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use libc::{c_int, c_ulong};
+use libc::{SOL_SOCKET, c_int, c_ulong};
 
 /// include/uapi/linux/sockios.h: bytes that can be read at once. Equal to FIONREAD.
 const SIOCINQ: c_ulong = 0x541b;
@@ -12,6 +12,8 @@ const SIOCINQ: c_ulong = 0x541b;
 const SIOCOUTQ: c_ulong = 0x5411;
 /// include/uapi/linux/sockios.h: bytes not yet sent for the first time.
 const SIOCOUTQNSD: c_ulong = 0x894b;
+/// include/uapi/asm-generic/socket.h, since 3.8.
+const SO_GET_FILTER: c_int = libc::SO_ATTACH_FILTER;
 /// include/uapi/linux/sockios.h.
 const SIOCGIFNAME: c_ulong = 0x8910;
 /// include/uapi/linux/sockios.h.
@@ -101,6 +103,37 @@ pub fn get_name(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<Str
     let len = get_bytes(fd, level, name, &mut buf)?;
     let end = buf[..len].iter().position(|&b| b == 0).unwrap_or(len);
     Ok(String::from_utf8_lossy(&buf[..end]).into_owned())
+}
+
+/// The classic BPF program of a socket, each instruction (`struct sock_filter`) as one number; empty: it has none.
+/// An eBPF program cannot be read back: EACCES.
+pub fn filter(fd: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+    // Unlike other options', this one's lengths are numbers of instructions.
+    let read = |program: &mut [u64]| {
+        let mut len = program.len() as libc::socklen_t;
+        let to = program.as_mut_ptr().cast();
+        // SAFETY: the kernel writes at most `len` instructions of eight bytes each.
+        let ret = unsafe { libc::getsockopt(fd.as_raw_fd(), SOL_SOCKET, SO_GET_FILTER, to, &mut len) };
+        if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(len as usize) }
+    };
+    let mut program = vec![0; read(&mut [])?];
+    if !program.is_empty() {
+        read(&mut program)?;
+    }
+    Ok(program)
+}
+
+/// Attaches a program that [`filter`] has read.
+pub fn set_filter(fd: BorrowedFd<'_>, program: &[u64]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let filter = program.as_ptr().cast_mut().cast();
+    let program = libc::sock_fprog { len, filter };
+    let size = size_of_val(&program) as libc::socklen_t;
+    // SAFETY: the kernel copies `len` instructions of eight bytes each, and checks them; it changes nothing.
+    let ret = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const program).cast(), size)
+    };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Bytes in the receive queue, FIN not counted: tcp(7) SIOCINQ.

@@ -90,6 +90,7 @@ impl Plan {
             pipe_data: std::mem::take(&mut self.tree.pipe_data),
             elapsed: (clock::realtime() as u64).saturating_sub(then),
             network: Revival::prepare(first.pid, &mut self.tree)?,
+            pids: HashMap::new(),
             pipes: HashMap::new(),
             unix: unix::Wiring::prepare(&mut self.tree),
         };
@@ -119,6 +120,7 @@ impl Site {
     fn finish(&mut self, all: &mut BTreeMap<u32, Built>) -> Result<()> {
         let processes = std::mem::take(&mut self.plan.tree.processes);
         let alive = || processes.iter().filter_map(|p| Some((p, p.alive.as_ref()?)));
+        self.shop.pids = all.iter().map(|(inside, built)| (*inside, built.pid)).collect();
         for (p, a) in alive() {
             files::place(self, all, p.entry.pid, a)?;
         }

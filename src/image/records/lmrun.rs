@@ -1,6 +1,8 @@
 //! `lmrun.img`: what a restore wants to know and CRIU's images have no place for. An image
 //! directory without it (CRIU's own) restores too.
 
+use super::sockets::SkUcredEntry;
+
 /// [`LmrunEntry::version`] of this build.
 pub const LMRUN_VERSION: u32 = 1;
 
@@ -113,6 +115,9 @@ pub struct LmrunSocket {
     pub congestion: Option<String>,
     #[prost(message, repeated, tag = "4")]
     pub options: Vec<LmrunSockOpt>,
+    /// SO_PEERCRED of a unix socket: who was on the other side as the connection was made; of a listening one its own.
+    #[prost(message, optional, tag = "5")]
+    pub peer: Option<SkUcredEntry>,
 }
 
 /// A socket option that is one int.

@@ -233,6 +233,17 @@ pub struct ScmEntry {
     pub rights: Vec<u32>,
 }
 
+/// Who sent a packet; the pid is the container's, 0 if that process has ended.
+#[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
+pub struct SkUcredEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub uid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub gid: u32,
+    #[prost(uint32, required, tag = "3")]
+    pub pid: u32,
+}
+
 /// `sk-queues.img`: a queued packet; `length` bytes follow the record.
 #[derive(Clone, PartialEq, Eq, ::prost::Message)]
 pub struct SkPacketEntry {
@@ -246,6 +257,9 @@ pub struct SkPacketEntry {
     pub addr: Option<Vec<u8>>,
     #[prost(message, repeated, tag = "4")]
     pub scm: Vec<ScmEntry>,
+    /// For a receiver with SO_PASSCRED.
+    #[prost(message, optional, tag = "128")]
+    pub ucred: Option<SkUcredEntry>,
 }
 
 /// A multicast membership of a packet socket.

@@ -111,6 +111,8 @@ pub struct Workshop {
     pub external: HashMap<Vec<u8>, OwnedFd>,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub network: Revival,
+    /// Host pids of the container's processes, by their pids in it.
+    pub pids: HashMap<u32, pid_t>,
     /// Nanoseconds of real time since the checkpoint.
     pub elapsed: u64,
     pub(crate) pipes: HashMap<u32, pipe::Ends>,

@@ -111,7 +111,11 @@ pub fn dump(fd: BorrowedFd<'_>) -> Result<SkOptsEntry> {
         so_dontroute: flag(libc::SO_DONTROUTE)?,
         so_no_check: flag(libc::SO_NO_CHECK)?,
         so_bound_dev: (!device.is_empty()).then_some(device),
-        so_filter: Vec::new(),
+        so_filter: sockopt::filter(fd).map_err(|source| Error {
+            level: SOL_SOCKET,
+            name: libc::SO_ATTACH_FILTER,
+            source,
+        })?,
         so_reuseport: flag(libc::SO_REUSEPORT)?,
         so_broadcast: flag(libc::SO_BROADCAST)?,
         so_keepalive: flag(libc::SO_KEEPALIVE)?,
@@ -217,6 +221,13 @@ pub fn restore(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
     }
     if let Some(linger) = opts.so_linger {
         set_words(fd, SOL_SOCKET, libc::SO_LINGER, &[1, linger])?;
+    }
+    if !opts.so_filter.is_empty() {
+        sockopt::set_filter(fd, &opts.so_filter).map_err(|source| Error {
+            level: SOL_SOCKET,
+            name: libc::SO_ATTACH_FILTER,
+            source,
+        })?;
     }
     for (name, sec, usec) in [
         (libc::SO_SNDTIMEO, opts.so_snd_tmo_sec, opts.so_snd_tmo_usec),
@@ -359,6 +370,7 @@ pub fn dump_more(fd: BorrowedFd<'_>, uid: u32) -> Result<LmrunSocket> {
         uid,
         congestion,
         options,
+        peer: None,
     })
 }
 

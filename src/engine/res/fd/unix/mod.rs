@@ -8,6 +8,7 @@ mod wiring;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use libc::{SOL_SOCKET, c_int, pid_t};
@@ -17,11 +18,11 @@ use super::{Collected, FdFacts, FdKind, Workshop, part, sockopts};
 use crate::engine::{Error, Result};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry};
 use crate::image::records::lmrun::{LmrunSockOpt, LmrunSocket};
-use crate::image::records::sockets::{FilePermsEntry, SkShutdown, UnixSkEntry};
+use crate::image::records::sockets::{FilePermsEntry, SkShutdown, SkUcredEntry, UnixSkEntry};
 use crate::sys::proc;
 use crate::sys::tcp::state;
 use crate::sys::unix_socket::{self, Facts};
-use crate::sys::{file, netns};
+use crate::sys::{file, netns, sockopt};
 use crate::tracee::batch::Batch;
 
 pub use wiring::Wiring;
@@ -102,8 +103,9 @@ impl FdKind for UnixSocket {
         let displaced = name(f, &mut record, all)?;
         let uid = nix::sys::stat::fstat(fd).map_err(|e| Error::proc(f.pid, e.into()))?.st_uid;
         let more = sockopts::dump_more(fd, uid).map_err(failed)?;
+        let peer = peer_credentials(f, all.unix.init)?;
         let peek_off = more.options.iter().find(|o| o.name == libc::SO_PEEK_OFF as u32).map(|o| o.value as c_int);
-        all.socket_extras.push(LmrunSocket { id, ..more });
+        all.socket_extras.push(LmrunSocket { id, peer, ..more });
         let facts = FdFacts {
             dup: f.dup.try_clone().map_err(|e| Error::proc(f.pid, e))?,
             link: f.link.clone(),
@@ -121,7 +123,7 @@ impl FdKind for UnixSocket {
         if shop.external.contains_key(&link) {
             return shop.external(&link);
         }
-        shop.unix.open(r, shop.root.as_fd(), shop.network.netns())
+        shop.unix.open(r, shop.root.as_fd(), shop.network.netns(), &shop.pids)
     }
 
     fn link(_: &FileEntry, _: c_int, _: &mut Batch) {}
@@ -140,6 +142,26 @@ fn shutdown(bits: u32) -> Option<SkShutdown> {
         1 => Some(SkShutdown::Read),
         2 => Some(SkShutdown::Write),
         _ => Some(SkShutdown::Both),
+    }
+}
+
+/// Who was on the other side as the connection was made; of a listening socket, who listens.
+fn peer_credentials(f: &FdFacts, init: pid_t) -> Result<Option<SkUcredEntry>> {
+    let failed = |e| Error::proc(f.pid, e);
+    let [pid, uid, gid] = sockopt::get_words(f.dup.as_fd(), SOL_SOCKET, libc::SO_PEERCRED).map_err(failed)?;
+    let nobody = (pid, uid) == (0, u32::MAX);
+    Ok(if nobody { None } else { Some(SkUcredEntry { uid, gid, pid: inside(init, pid as pid_t).map_err(failed)? }) })
+}
+
+/// The pid that a process of the container has in it; 0: there is no such process, or it is not of the container.
+fn inside(init: pid_t, pid: pid_t) -> io::Result<u32> {
+    let read = || match proc::link(pid, "ns/pid")? == proc::link(init, "ns/pid")? {
+        true => proc::status(pid)?.innermost("NSpid"),
+        false => Ok(0),
+    };
+    match read() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(0),
+        result => result,
     }
 }
 
@@ -192,7 +214,7 @@ fn name(f: &FdFacts, r: &mut UnixSkEntry, all: &Collected) -> Result<bool> {
     match (find(&full), r.deleted.is_some()) {
         (Ok(there), false) if (there.dev, there.inode) == (stat.st_dev, stat.st_ino) => Ok(false),
         (Ok(_), true) => Ok(true),
-        (Err(e), true) if e.kind() == std::io::ErrorKind::NotFound && find(directory).is_ok() => Ok(false),
+        (Err(e), true) if e.kind() == io::ErrorKind::NotFound && find(directory).is_ok() => Ok(false),
         _ => f.refuse("its file is not at the path to which it was bound", "put the file back, or close the socket"),
     }
 }
@@ -203,11 +225,15 @@ pub fn finish(all: &mut Collected) -> Result<()> {
     if sockets.is_empty() {
         return Ok(());
     }
+    let init = all.unix.init;
+    let mut reader = queue::Reader::default();
+    let names: BTreeSet<&[u8]> = sockets.values().map(|s| &s.record).filter(|r| is_datagram(r)).map(name_of).collect();
     let known = all.unix.known()?;
     let waiting: BTreeSet<u32> = known.values().flat_map(|f| &f.waiting).copied().collect();
     let mut queues = Vec::new();
     for (ino, s) in &sockets {
-        let peer = sockets.get(&s.record.peer).map(|p| &p.record);
+        let other = sockets.get(&s.record.peer);
+        let peer = other.map(|p| &p.record);
         if peer.is_none() && s.record.peer != 0 && all.external.contains(&s.facts.link) {
             continue;
         }
@@ -217,8 +243,14 @@ pub fn finish(all: &mut Collected) -> Result<()> {
             let why = "its file was deleted, and there is another one at the path to which it was bound";
             return s.facts.refuse(why, "close the socket");
         }
-        let names: BTreeSet<&[u8]> = sockets.values().map(|s| &s.record).filter(|r| is_datagram(r)).map(name_of).collect();
-        queues.extend(queue::read(s, peer, &names)?);
+        let messages = reader.read(s)?;
+        queue::check_senders(s, peer, &names, &messages)?;
+        if let Some(o) = other.filter(|o| o.record.peer == *ino && must_be_paired(&s.record, &o.record)) {
+            queue::check_all_seen(s, o, &messages)?;
+        }
+        for m in messages {
+            queues.push(m.record(&s.record, |pid| inside(init, pid)).map_err(|e| Error::proc(s.facts.pid, e))?);
+        }
         if queue::has_error(&s.facts)? {
             let extra = all.socket_extras.iter_mut().find(|e| e.id == s.record.id);
             let error = LmrunSockOpt { level: SOL_SOCKET as u32, name: libc::SO_ERROR as u32, value: libc::ECONNRESET as u32 };

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use libc::SOL_SOCKET;
+use libc::{SOL_SOCKET, pid_t};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen,
@@ -25,7 +25,8 @@ use crate::engine::{Error, Result};
 use crate::image::records::lmrun::LmrunSocket;
 use crate::image::records::sockets::{SkPacketEntry, SkShutdown, UnixSkEntry};
 use crate::sys::tcp::state;
-use crate::sys::{file, netns, sockopt, unix_socket};
+use crate::sys::unix_socket::{self, Sender};
+use crate::sys::{file, identity, netns, sockopt};
 
 /// The unix sockets of a container that is being built.
 #[derive(Debug)]
@@ -50,14 +51,25 @@ impl Wiring {
         Wiring { records, extras, queues, made: BTreeMap::new() }
     }
 
-    /// A socket of the container with the root directory `root` and the network namespace `netns`.
-    pub fn open(&mut self, r: &UnixSkEntry, root: BorrowedFd<'_>, netns: BorrowedFd<'_>) -> Result<OwnedFd> {
+    /// A socket of the container with the root directory `root`, the network namespace `netns`, and processes with
+    /// these pids here, by their pids in the container.
+    pub fn open(
+        &mut self,
+        r: &UnixSkEntry,
+        root: BorrowedFd<'_>,
+        netns: BorrowedFd<'_>,
+        pids: &HashMap<u32, pid_t>,
+    ) -> Result<OwnedFd> {
         if self.made.is_empty() {
             let make = || {
                 // Names are paths of the container: for this thread alone, its root is the root.
-                unshare(CloneFlags::CLONE_FS).and_then(|()| fchdir(root)).and_then(|()| chroot("."))
-                    .map_err(|e| Error::system("enter the container's root directory")(e.into()))?;
-                Maker::new(self).make()
+                let enter = || {
+                    unshare(CloneFlags::CLONE_FS)?;
+                    fchdir(root)?;
+                    chroot(".")
+                };
+                enter().map_err(|e| Error::system("enter the container's root directory")(e.into()))?;
+                Maker::new(self, pids).make()
             };
             let made = netns::within(netns, make).map_err(Error::system("enter the container's network namespace"))?;
             self.made = made?;
@@ -99,10 +111,6 @@ fn fresh(r: &UnixSkEntry) -> Result<OwnedFd> {
     socket(AddressFamily::Unix, kind(r)?, FLAGS, None).map_err(failed("make", r))
 }
 
-fn pair(r: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::Unix, kind(r)?, None, FLAGS).map_err(failed("make a pair for", r))
-}
-
 fn address(r: &UnixSkEntry) -> Result<UnixAddr> {
     let name = name_of(r);
     match name.split_first() {
@@ -119,6 +127,7 @@ fn enter(r: &UnixSkEntry) -> Result<()> {
 
 struct Maker<'a> {
     all: &'a Wiring,
+    pids: &'a HashMap<u32, pid_t>,
     made: BTreeMap<u32, OwnedFd>,
     /// The other ends of those whose peer is gone.
     gone: BTreeMap<u32, OwnedFd>,
@@ -131,16 +140,24 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(all: &'a Wiring) -> Maker<'a> {
+    fn new(all: &'a Wiring, pids: &'a HashMap<u32, pid_t>) -> Maker<'a> {
         let room = all.queues.values().flatten().map(|(_, data)| data.len() + 4096).sum::<usize>().min(1 << 30) as i32;
-        Maker { all, made: BTreeMap::new(), gone: BTreeMap::new(), listeners: HashMap::new(), deleted: Vec::new(), room }
+        Maker {
+            all,
+            pids,
+            made: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            listeners: HashMap::new(),
+            deleted: Vec::new(),
+            room,
+        }
     }
 
     fn make(mut self) -> Result<BTreeMap<u32, OwnedFd>> {
         let all = self.all;
         let records = || all.records.values();
         for r in records().filter(|r| r.state == state::LISTEN) {
-            let fd = self.listening(r)?;
+            let fd = self.listening(r, r)?;
             self.made.insert(r.ino, fd);
         }
         for r in records().filter(|r| r.state != state::LISTEN) {
@@ -166,17 +183,32 @@ impl<'a> Maker<'a> {
         self.all.records.get(&r.peer)
     }
 
+    /// Does what the kernel remembers the caller of: whoever `r` is to take for its peer (SO_PEERCRED). That one's pid is
+    /// not ours to have: it will be 0.
+    fn as_peer_of<T>(&self, r: &UnixSkEntry, work: impl FnOnce() -> nix::Result<T>) -> Result<T> {
+        let result = match self.all.extras.get(&r.id).and_then(|e| e.peer) {
+            Some(p) => identity::as_user(p.uid, p.gid, work).map_err(failed("take the user of", r))?,
+            None => work(),
+        };
+        result.map_err(failed("connect", r))
+    }
+
+    fn pair(&self, r: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd)> {
+        let kind = kind(r)?;
+        self.as_peer_of(r, || socketpair(AddressFamily::Unix, kind, None, FLAGS))
+    }
+
     /// Makes a socket, and its peer if they come together.
     fn make_one(&mut self, r: &'a UnixSkEntry) -> Result<()> {
         let connected = r.state == state::ESTABLISHED;
         let (fd, other) = match self.peer(r) {
-            Some(p) if p.peer == r.ino && must_be_paired(r, p) => pair(r)?,
+            Some(p) if p.peer == r.ino && must_be_paired(r, p) => self.pair(r)?,
             Some(p) if p.peer == r.ino && !is_datagram(r) => {
                 let (server, client) = self.by_role(r, p);
                 let (accepted, connected) = self.connection(server, Some(client))?;
                 if server.ino == r.ino { (accepted, connected) } else { (connected, accepted) }
             }
-            None if connected && name_of(r).is_empty() => pair(r)?,
+            None if connected && name_of(r).is_empty() => self.pair(r)?,
             None if connected && !is_datagram(r) => self.connection(r, None)?,
             _ => {
                 let fd = fresh(r)?;
@@ -206,11 +238,12 @@ impl<'a> Maker<'a> {
         if name_of(b).is_empty() || (listens(a) && !listens(b)) { (a, b) } else { (b, a) }
     }
 
-    fn listening(&mut self, r: &'a UnixSkEntry) -> Result<OwnedFd> {
+    /// A listener with the name of `r`; `seen_by` knows who listens.
+    fn listening(&mut self, r: &'a UnixSkEntry, seen_by: &UnixSkEntry) -> Result<OwnedFd> {
         let fd = fresh(r)?;
         self.bind(&fd, r)?;
         let backlog = Backlog::new(r.backlog.min(libc::SOMAXCONN as u32) as i32).map_err(failed("listen on", r))?;
-        listen(&fd, backlog).map_err(failed("listen on", r))?;
+        self.as_peer_of(seen_by, || listen(&fd, backlog))?;
         let known = fd.try_clone().map_err(failed("duplicate", r))?;
         self.listeners.insert((r.r#type, name_of(r)), known.into());
         Ok(fd)
@@ -221,14 +254,15 @@ impl<'a> Maker<'a> {
         let key = (server.r#type, name_of(server));
         if !self.listeners.contains_key(&key) {
             // It was closed after it had accepted: a listener for now has to do.
-            self.listening(server)?;
+            self.listening(server, client.unwrap_or(server))?;
         }
         let asking = fresh(server)?;
         if let Some(client) = client {
             self.bind(&asking, client)?;
         }
         enter(server)?;
-        connect(asking.as_raw_fd(), &address(server)?).map_err(failed("connect to", server))?;
+        let to = address(server)?;
+        self.as_peer_of(server, || connect(asking.as_raw_fd(), &to))?;
         let (accepted, _) = self.listeners[&key].accept().map_err(failed("accept", server))?;
         Ok((accepted.into(), asking))
     }
@@ -285,7 +319,12 @@ impl<'a> Maker<'a> {
             room.map_err(failed("fill", r))?;
             let to = if self.sender(r).is_some() { None } else { Some(address(r)?) };
             enter(r)?;
-            unix_socket::send(sender.as_fd(), data, to.as_ref(), None).map_err(failed("fill", r))?;
+            let user = packet.ucred.map(|u| Sender {
+                pid: self.pids.get(&u.pid).copied().unwrap_or(std::process::id() as pid_t),
+                uid: u.uid,
+                gid: u.gid,
+            });
+            unix_socket::send(sender.as_fd(), data, to.as_ref(), user).map_err(failed("fill", r))?;
         }
         Ok(())
     }
