@@ -148,6 +148,31 @@ fn refused_or_carried(workload: &str, words: &[&str]) {
     c.check(2);
 }
 
+/// An empty message that a checkpoint has looked at is not shown to the next one, which must know that.
+#[test]
+fn message_that_cannot_be_seen_again() {
+    if !needs::root() {
+        return;
+    }
+    let c = Container::of_workload("unix-unread");
+    c.run().ok();
+    assert!(c.ready());
+    let on = Checkpoint {
+        leave_running: true,
+        ..PLAIN
+    };
+    c.checkpoint(&on).ok();
+    c.check(1);
+    let done = c.checkpoint(&Checkpoint {
+        images: "again",
+        ..PLAIN
+    });
+    explained(&done.failed(), &["empty message"]);
+    c.perform(c.lmrun().args(["delete", "--force", &c.id])).ok();
+    c.restore(&c.images("final"), false).ok();
+    c.check(2);
+}
+
 #[test]
 fn fifo() {
     refused_or_carried("refuse-fifo", &["fifo", "named pipe"]);

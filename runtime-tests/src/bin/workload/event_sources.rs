@@ -1,4 +1,4 @@
-//! eventfd and timerfd.
+//! eventfd, signalfd and timerfd.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use crate::stage::{Check, Fallible, Setup, Stage, eventually, holds, same};
 
 pub const WORKLOADS: &[(&str, Setup)] = &[
     ("eventfd", eventfd),
+    ("signalfd", signalfd),
     ("timerfd", timerfd),
     ("timerfd-rings", timerfd_rings),
 ];
@@ -74,6 +75,42 @@ fn eventfd(stage: &mut Stage) -> Fallible<Check> {
         write(shared, &5u64.to_ne_bytes())?;
         std::thread::sleep(Duration::from_millis(10));
         same("the child's answer", 500, number(shared)?)
+    }))
+}
+
+/// Signals that came before, and signals that come after; the set may grow.
+fn signalfd(_: &mut Stage) -> Fallible<Check> {
+    let set_of = |signals: &[i32]| {
+        let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+        for signal in signals {
+            unsafe { libc::sigaddset(&mut set, *signal) };
+        }
+        set
+    };
+    let all = set_of(&[libc::SIGUSR1, libc::SIGRTMIN() + 5, libc::SIGUSR2]);
+    sys!(sigprocmask(libc::SIG_BLOCK, &all, std::ptr::null_mut()))?;
+    let some = set_of(&[libc::SIGUSR1, libc::SIGRTMIN() + 5]);
+    let flags = libc::SFD_NONBLOCK | libc::SFD_CLOEXEC;
+    let fd = sys!(signalfd(-1, &some, flags))? as i32;
+    let next = move || read(fd, 128).map(|b| i64::from(b[0]));
+    let send = |signal: i32| sys!(kill(libc::getpid(), signal)).map(drop);
+    let mask = move || {
+        let info = procfs::text(&format!("/proc/self/fdinfo/{fd}"))?;
+        let line = info.lines().find(|l| l.starts_with("sigmask:"));
+        Ok::<_, String>(line.unwrap_or_default().to_owned())
+    };
+    let before = mask()?;
+    send(libc::SIGUSR1)?;
+    send(libc::SIGUSR2)?;
+    Ok(Box::new(move || {
+        same("set", &before, &mask()?)?;
+        let flags = sys!(fcntl(fd, libc::F_GETFD))?;
+        same("close-on-exec", i64::from(libc::FD_CLOEXEC), flags)?;
+        same("pending", i64::from(libc::SIGUSR1), next()?)?;
+        fails_with("SIGUSR2 is not in the set", libc::EAGAIN, next())?;
+        send(libc::SIGRTMIN() + 5)?;
+        same("new", i64::from(libc::SIGRTMIN() + 5), next()?)?;
+        send(libc::SIGUSR1)
     }))
 }
 

@@ -34,6 +34,7 @@ mod tcp;
 mod threads;
 mod timers;
 mod trees;
+mod unix_names;
 mod unix_sockets;
 
 use stage::{Setup, Stage};
@@ -64,6 +65,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         threads::WORKLOADS,
         timers::WORKLOADS,
         trees::WORKLOADS,
+        unix_names::WORKLOADS,
         unix_sockets::WORKLOADS,
     ]
     .into_iter()

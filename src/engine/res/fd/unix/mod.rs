@@ -82,7 +82,7 @@ impl FdKind for UnixSocket {
         let facts = match all.unix.known()?.get(&ino) {
             Some(facts) => facts.clone(),
             None if external => Facts { inode: ino, peer: Some(OUTSIDE), ..Facts::default() },
-            None => return f.refuse("is of another network namespace", "close it before the checkpoint"),
+            None => return refuse(f, "is of another network namespace", "close it before the checkpoint"),
         };
         let failed = |source| Error::SocketOption { id, source };
         let fd = f.dup.as_fd();
@@ -91,7 +91,8 @@ impl FdKind for UnixSocket {
             id,
             ino,
             r#type: kind as u32,
-            state: facts.state,
+            // A datagram socket counts as connected once another was connected to it.
+            state: if facts.peer.is_none() && facts.state == state::ESTABLISHED { state::CLOSE } else { facts.state },
             flags: f.flags(),
             backlog: facts.backlog,
             peer: facts.peer.unwrap_or(0),
@@ -131,6 +132,10 @@ impl FdKind for UnixSocket {
     fn owner(e: &FileEntry) -> Option<&FownEntry> {
         e.usk.as_ref().map(|r| &r.fown)
     }
+}
+
+fn refuse<T>(f: &FdFacts, why: impl std::fmt::Display, remedy: &'static str) -> Result<T> {
+    f.refuse(format!("is a unix socket that {why}"), remedy)
 }
 
 /// An inode number that no socket of the container has: the peer of one of which nothing is known.
@@ -204,7 +209,7 @@ fn name(f: &FdFacts, r: &mut UnixSkEntry, all: &Collected) -> Result<bool> {
         let directory = now.strip_suffix(path).filter(|d| d.ends_with(b"/"));
         let Some(directory) = directory else {
             let why = format!("is bound to {:?}, by which name it is not found again", path.escape_ascii().to_string());
-            return f.refuse(why, "bind it to an absolute path");
+            return refuse(f, why, "bind it to an absolute path");
         };
         r.name_dir = Some(directory.to_vec());
     }
@@ -215,7 +220,7 @@ fn name(f: &FdFacts, r: &mut UnixSkEntry, all: &Collected) -> Result<bool> {
         (Ok(there), false) if (there.dev, there.inode) == (stat.st_dev, stat.st_ino) => Ok(false),
         (Ok(_), true) => Ok(true),
         (Err(e), true) if e.kind() == io::ErrorKind::NotFound && find(directory).is_ok() => Ok(false),
-        _ => f.refuse("its file is not at the path to which it was bound", "put the file back, or close the socket"),
+        _ => refuse(f, "is bound to a file that is elsewhere now", "put the file back, or close the socket"),
     }
 }
 
@@ -240,8 +245,8 @@ pub fn finish(all: &mut Collected) -> Result<()> {
         check(s, peer, &known.get(ino).cloned().unwrap_or_default(), waiting.contains(ino))?;
         let listens = |o: &&Socket| o.record.state == state::LISTEN && name_of(&o.record) == name_of(&s.record);
         if s.displaced && !sockets.values().any(|o| listens(&o) && !o.displaced) {
-            let why = "its file was deleted, and there is another one at the path to which it was bound";
-            return s.facts.refuse(why, "close the socket");
+            let why = "is bound to a deleted file, and there is another one at its path";
+            return refuse(&s.facts, why, "close the socket");
         }
         let messages = reader.read(s)?;
         queue::check_senders(s, peer, &names, &messages)?;
@@ -264,23 +269,23 @@ pub fn finish(all: &mut Collected) -> Result<()> {
 fn check(s: &Socket, peer: Option<&UnixSkEntry>, facts: &Facts, waits: bool) -> Result<()> {
     let (f, r) = (&s.facts, &s.record);
     if waits {
-        return f.refuse("is a connection that the other side has not accepted yet", "try again when it has");
+        return refuse(f, "waits to be accepted by the other side", "try again once it has been");
     }
     if !facts.waiting.is_empty() {
-        let why = format!("{} connections wait to be accepted", facts.waiting.len());
-        return f.refuse(why, "try again once the program has accepted them");
+        let why = format!("has {} connections that wait to be accepted", facts.waiting.len());
+        return refuse(f, why, "try again once the program has accepted them");
     }
     if f.number("scm_fds", 10)? > 0 {
         let why = "holds descriptors that were sent and not yet received";
-        return f.refuse(why, "try again once the program has received them");
+        return refuse(f, why, "try again once the program has received them");
     }
     if peer.is_none() && r.peer != 0 {
         let why = "is connected to a socket outside the container";
-        return f.refuse(why, "close the connection before the checkpoint");
+        return refuse(f, why, "close the connection before the checkpoint");
     }
     let one_way = |p: &UnixSkEntry| p.peer != r.ino;
     if peer.is_some_and(|p| one_way(p) && !(is_datagram(r) && !p.name.is_empty())) {
-        return f.refuse("is connected to a socket that is not connected to it", "close it before the checkpoint");
+        return refuse(f, "is connected to a socket that is not connected to it", "close it before the checkpoint");
     }
     Ok(())
 }

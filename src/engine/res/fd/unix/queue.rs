@@ -8,12 +8,13 @@ use libc::{SOL_SOCKET, c_int, pid_t};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::{Socket, is_datagram, must_be_paired, name_of};
+use super::{Socket, is_datagram, must_be_paired, name_of, refuse};
 use crate::engine::guard::Guard;
 use crate::engine::res::fd::FdFacts;
 use crate::engine::{Error, Result};
 use crate::image::records::sockets::{SkPacketEntry, SkShutdown, SkUcredEntry, UnixSkEntry};
 use crate::sys::sockopt;
+use crate::sys::tcp::state;
 use crate::sys::unix_socket::{Peeked, Sender, peek, send};
 
 /// A message, or of a stream what one sender has sent.
@@ -59,7 +60,7 @@ pub fn check_senders(s: &Socket, peer: Option<&UnixSkEntry>, names: &BTreeSet<&[
         let from = from.strip_suffix(b"\0").filter(|_| from[0] != 0).unwrap_or(from);
         if !pair.map_or(names.contains(from), |p| name_of(p) == from) {
             let why = format!("holds a message from {}, which is no socket of the container", from.escape_ascii());
-            return s.facts.refuse(why, "try again once the program has received it");
+            return refuse(&s.facts, why, "try again once the program has received it");
         }
     }
     Ok(())
@@ -83,7 +84,7 @@ pub fn check_all_seen(s: &Socket, sender: &Socket, messages: &[Message]) -> Resu
     let (seen, there) = weigh().map_err(|e| Error::proc(s.facts.pid, e))?;
     if there > seen {
         let why = "holds an empty message that an earlier checkpoint has looked at, which cannot be seen again";
-        return s.facts.refuse(why, "try again once the program has received it");
+        return refuse(&s.facts, why, "try again once the program has received it");
     }
     Ok(())
 }
@@ -99,10 +100,13 @@ impl Reader {
     /// What a socket has received.
     pub fn read(&mut self, s: &Socket) -> Result<Vec<Message>> {
         let (f, r) = (&s.facts, &s.record);
+        if r.state == state::LISTEN {
+            return Ok(Vec::new());
+        }
         let failed = |e| Error::proc(f.pid, e);
         let polled = polled(f)?;
         if polled.contains(PollFlags::POLLPRI) {
-            return f.refuse("holds urgent data", "try again once the program has received it");
+            return refuse(f, "holds urgent data", "try again once the program has received it");
         }
         let fd = f.dup.as_fd();
         let length = sockopt::inq(fd).map_err(failed)?;
@@ -110,7 +114,7 @@ impl Reader {
         if polled.contains(PollFlags::POLLERR) && !is_stream {
             // To look at a queue of messages is to take the error.
             return match length > 0 || is_datagram(r) {
-                true => f.refuse("has an error that the program has not seen yet", "try again once the program has used it"),
+                true => refuse(f, "has an error that the program has not seen yet", "try again once the program has used it"),
                 false => Ok(Vec::new()),
             };
         }
