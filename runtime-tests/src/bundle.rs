@@ -63,10 +63,8 @@ pub fn make(dir: &Path, id: &str, shape: &Shape) -> std::io::Result<()> {
 }
 
 fn config(id: &str, rootfs: &Path, shape: &Shape) -> Value {
-    let mut namespaces: Vec<Value> = ["pid", "mount", "ipc", "uts"]
-        .iter()
-        .map(|kind| json!({ "type": kind }))
-        .collect();
+    let mut namespaces: Vec<Value> =
+        ["pid", "mount", "ipc", "uts"].iter().map(|kind| json!({ "type": kind })).collect();
     namespaces.push(match &shape.network {
         Some(path) => json!({ "type": "network", "path": path }),
         None => json!({ "type": "network" }),

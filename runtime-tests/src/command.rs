@@ -33,23 +33,17 @@ impl Done {
     /// Demands failure with a message.
     #[track_caller]
     pub fn failed(self) -> Done {
-        assert!(
-            self.status.is_some_and(|s| !s.success()),
-            "expected a failure: {self}"
-        );
+        assert!(self.status.is_some_and(|s| !s.success()), "expected a failure: {self}");
         self
     }
 }
 
 impl std::fmt::Display for Done {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let end = self
-            .status
-            .map_or("killed: it took too long".into(), |s| s.to_string());
+        let end = self.status.map_or("killed: it took too long".into(), |s| s.to_string());
         write!(f, "{}\n  {end} after {:?}", self.line, self.took)?;
         for (name, text) in [("out", &self.out), ("err", &self.err)] {
-            text.lines()
-                .try_for_each(|line| write!(f, "\n  {name}: {line}"))?;
+            text.lines().try_for_each(|line| write!(f, "\n  {name}: {line}"))?;
         }
         Ok(())
     }
@@ -73,10 +67,8 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 
 /// The command line as one would type it.
 pub fn line(command: &Command) -> String {
-    let words: Vec<_> = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(OsStr::to_string_lossy)
-        .collect();
+    let words: Vec<_> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(OsStr::to_string_lossy).collect();
     words.join(" ")
 }
 
@@ -84,9 +76,7 @@ pub fn line(command: &Command) -> String {
 /// holds nobody up.
 pub fn run(command: &mut Command, limit: Duration) -> Done {
     let mut files = [scratch(), scratch()];
-    let sinks = files
-        .each_ref()
-        .map(|f| Stdio::from(f.try_clone().expect("a file can be duplicated")));
+    let sinks = files.each_ref().map(|f| Stdio::from(f.try_clone().expect("a file can be duplicated")));
     let [out, err] = sinks;
     let begin = Instant::now();
     let line = line(command);
@@ -101,13 +91,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Done {
         let _ = file.read_to_end(&mut text);
         String::from_utf8_lossy(&text).into_owned()
     });
-    Done {
-        line,
-        status,
-        out,
-        err,
-        took,
-    }
+    Done { line, status, out, err, took }
 }
 
 /// Runs a tool of the host, like `ip`; it must succeed.
@@ -122,7 +106,5 @@ fn scratch() -> File {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_TMPFILE);
-    options
-        .open(std::env::temp_dir())
-        .expect("the directory for temporary files can be written")
+    options.open(std::env::temp_dir()).expect("the directory for temporary files can be written")
 }

@@ -43,10 +43,7 @@ pub struct Checkpoint<'a> {
 impl Container {
     /// Prepares a bundle for `workload` under a name of its own.
     pub fn of_workload(workload: &str) -> Container {
-        Container::new(&Shape {
-            args: vec!["/workload".into(), workload.into()],
-            ..Shape::default()
-        })
+        Container::new(&Shape { args: vec!["/workload".into(), workload.into()], ..Shape::default() })
     }
 
     pub fn new(shape: &Shape) -> Container {
@@ -55,18 +52,11 @@ impl Container {
         let id = format!("lmrun-test-{}-{n}", std::process::id());
         let base = std::env::temp_dir().join(&id);
         for dir in ["bundle", "images", "server", "work"] {
-            fs::create_dir_all(base.join(dir))
-                .expect("the directory for temporary files can be written");
+            fs::create_dir_all(base.join(dir)).expect("the directory for temporary files can be written");
         }
         bundle::make(&base.join("bundle"), &id, shape).expect("a bundle can be made");
         let root = base.join("state");
-        Container {
-            id,
-            base,
-            root,
-            lmrun: needs::built("lmrun"),
-            history: RefCell::default(),
-        }
+        Container { id, base, root, lmrun: needs::built("lmrun"), history: RefCell::default() }
     }
 
     /// An lmrun command, with the state directory of this container.
@@ -103,30 +93,16 @@ impl Container {
     /// Runs a command that starts the container, whose standard streams are /dev/null and two files.
     fn start(&self, command: &mut Command) -> Done {
         let file = |name: &str| {
-            File::options()
-                .append(true)
-                .create(true)
-                .open(self.base.join(name))
-                .expect("base is writable")
+            File::options().append(true).create(true).open(self.base.join(name)).expect("base is writable")
         };
         let err_at = fs::metadata(self.base.join("err")).map_or(0, |m| m.len()) as usize;
         let begin = Instant::now();
         let line = command::line(command);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file("out"))
-            .stderr(file("err"))
-            .spawn();
+        let child = command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err")).spawn();
         let status = command::wait(&mut child.unwrap_or_else(|e| panic!("{line}: {e}")), LIMIT);
         let err = fs::read(self.base.join("err")).unwrap_or_default();
         let err = String::from_utf8_lossy(err.get(err_at..).unwrap_or_default()).into_owned();
-        let done = Done {
-            line,
-            status,
-            out: String::new(),
-            err,
-            took: begin.elapsed(),
-        };
+        let done = Done { line, status, out: String::new(), err, took: begin.elapsed() };
         self.history.borrow_mut().push(done.clone());
         done
     }
@@ -135,10 +111,7 @@ impl Container {
     pub fn run_command(&self) -> Command {
         let mut command = self.lmrun();
         command.args(["run", "-d", "--bundle"]).arg(self.bundle());
-        command
-            .arg("--pid-file")
-            .arg(self.base.join("pid"))
-            .arg(&self.id);
+        command.arg("--pid-file").arg(self.base.join("pid")).arg(&self.id);
         command
     }
 
@@ -149,27 +122,20 @@ impl Container {
     /// The command line of a checkpoint.
     pub fn checkpoint_command(&self, c: &Checkpoint) -> Command {
         let mut command = self.lmrun();
-        command
-            .arg("checkpoint")
-            .arg("--image-path")
-            .arg(self.images(c.images));
+        command.arg("checkpoint").arg("--image-path").arg(self.images(c.images));
         command.arg("--work-path").arg(self.work(c.images));
         if let Some(parent) = c.parent {
             command.arg("--parent-path").arg(format!("../{parent}"));
         }
-        for (wanted, flag) in [
-            (c.pre_dump, "--pre-dump"),
-            (c.leave_running, "--leave-running"),
-            (c.tcp_established, "--tcp-established"),
-        ] {
+        for (wanted, flag) in
+            [(c.pre_dump, "--pre-dump"), (c.leave_running, "--leave-running"), (c.tcp_established, "--tcp-established")]
+        {
             if wanted {
                 command.arg(flag);
             }
         }
         if let Some(port) = c.page_server {
-            command
-                .arg("--page-server")
-                .arg(format!("127.0.0.1:{port}"));
+            command.arg("--page-server").arg(format!("127.0.0.1:{port}"));
         }
         command.arg(&self.id);
         command
@@ -183,11 +149,7 @@ impl Container {
     pub fn restore_command(&self, images: &Path, tcp_established: bool) -> Command {
         let mut command = self.lmrun();
         command.args(["restore", "-d", "--image-path"]).arg(images);
-        command
-            .arg("--work-path")
-            .arg(self.work("restore"))
-            .arg("--bundle")
-            .arg(self.bundle());
+        command.arg("--work-path").arg(self.work("restore")).arg("--bundle").arg(self.bundle());
         command.arg("--pid-file").arg(self.base.join("pid"));
         if tcp_established {
             command.arg("--tcp-established");
@@ -213,18 +175,8 @@ impl Container {
         let log = self.base.join(format!("page-server-{name}.err"));
         let err = File::create(&log).expect("base is writable");
         let line = command::line(&command);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(err)
-            .spawn();
-        let mut server = PageServer {
-            child: child.unwrap_or_else(|e| panic!("{line}: {e}")),
-            port,
-            dir,
-            line,
-            log,
-        };
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(err).spawn();
+        let mut server = PageServer { child: child.unwrap_or_else(|e| panic!("{line}: {e}")), port, dir, line, log };
         let begin = Instant::now();
         while !listens(port) {
             let gone = server.child.try_wait().is_ok_and(|s| s.is_some());
@@ -242,9 +194,7 @@ impl Container {
     /// The pid of the container's init on the host.
     pub fn pid(&self) -> i32 {
         let text = fs::read_to_string(self.base.join("pid")).unwrap_or_default();
-        text.trim()
-            .parse()
-            .unwrap_or_else(|_| panic!("pid file of {}: {text:?}", self.id))
+        text.trim().parse().unwrap_or_else(|_| panic!("pid file of {}: {text:?}", self.id))
     }
 
     pub fn alive(&self) -> bool {
@@ -269,29 +219,12 @@ impl Container {
             if let Ok(word) = fs::read_to_string(self.state_file(name)) {
                 return word;
             }
-            let fallen = fs::read_dir(self.state_file(""))
-                .into_iter()
-                .flatten()
-                .flatten();
-            if let Some(entry) = fallen
-                .into_iter()
-                .find(|e| e.file_name().to_string_lossy().starts_with("panic"))
-            {
-                panic!(
-                    "workload: {}",
-                    fs::read_to_string(entry.path()).unwrap_or_default()
-                );
+            let fallen = fs::read_dir(self.state_file("")).into_iter().flatten().flatten();
+            if let Some(entry) = fallen.into_iter().find(|e| e.file_name().to_string_lossy().starts_with("panic")) {
+                panic!("workload: {}", fs::read_to_string(entry.path()).unwrap_or_default());
             }
-            assert!(
-                self.alive(),
-                "{}: no {name}, and no process is left",
-                self.id
-            );
-            assert!(
-                begin.elapsed() < Duration::from_secs(30),
-                "{}: no {name} within 30 s",
-                self.id
-            );
+            assert!(self.alive(), "{}: no {name}, and no process is left", self.id);
+            assert!(begin.elapsed() < Duration::from_secs(30), "{}: no {name} within 30 s", self.id);
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -311,11 +244,7 @@ impl Container {
     /// Has the workload verify itself for the `round`th time (from 1).
     #[track_caller]
     pub fn check(&self, round: u32) {
-        let round = if round == 1 {
-            String::new()
-        } else {
-            round.to_string()
-        };
+        let round = if round == 1 { String::new() } else { round.to_string() };
         fs::write(self.state_file(&format!("check{round}")), "").expect("run-state is writable");
         let verdict = self.wait_for(&format!("verdict{round}"));
         assert!(verdict == "ok", "{verdict}");
@@ -373,12 +302,7 @@ impl PageServer {
     #[track_caller]
     pub fn done(mut self) -> PathBuf {
         let status = command::wait(&mut self.child, Duration::from_secs(20));
-        assert!(
-            status.is_some_and(|s| s.success()),
-            "{}: {status:?}\n{}",
-            self.line,
-            self.errors()
-        );
+        assert!(status.is_some_and(|s| s.success()), "{}: {status:?}\n{}", self.line, self.errors());
         self.dir.clone()
     }
 
@@ -402,32 +326,24 @@ impl Drop for PageServer {
 /// A port nobody uses now.
 pub fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    listener
-        .local_addr()
-        .expect("a listener has an address")
-        .port()
+    listener.local_addr().expect("a listener has an address").port()
 }
 
 /// Whether somebody listens on a port of this network namespace. (To connect would be to use a page server up.)
 pub fn listens(port: u16) -> bool {
     let wanted = format!(":{port:04X}");
-    ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
-        .iter()
-        .any(|file| {
-            let text = fs::read_to_string(file).unwrap_or_default();
-            text.lines().any(|line| {
-                let words: Vec<_> = line.split_whitespace().collect();
-                words.len() > 3 && words[1].ends_with(&wanted) && words[3] == "0A"
-            })
+    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].iter().any(|file| {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().any(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            words.len() > 3 && words[1].ends_with(&wanted) && words[3] == "0A"
         })
+    })
 }
 
 /// Copies what `from` has and `to` has not; links stay links.
 pub fn complete(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from)
-        .expect("the local images exist")
-        .flatten()
-    {
+    for entry in fs::read_dir(from).expect("the local images exist").flatten() {
         let target = to.join(entry.file_name());
         if target.symlink_metadata().is_ok() {
             continue;

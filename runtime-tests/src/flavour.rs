@@ -23,20 +23,12 @@ pub fn control(c: &Container) {
 }
 
 fn plain(images: &'static str) -> Checkpoint<'static> {
-    Checkpoint {
-        images,
-        tcp_established: true,
-        ..Checkpoint::default()
-    }
+    Checkpoint { images, tcp_established: true, ..Checkpoint::default() }
 }
 
 #[track_caller]
 fn restored(c: &Container, images: &std::path::Path) {
-    assert!(
-        !c.alive(),
-        "{}: processes are left after its checkpoint",
-        c.id
-    );
+    assert!(!c.alive(), "{}: processes are left after its checkpoint", c.id);
     c.restore(images, true).ok();
 }
 
@@ -59,27 +51,15 @@ pub fn twice(c: &Container) {
 
 /// The original goes on, and does not notice.
 pub fn leave_running(c: &Container) {
-    c.checkpoint(&Checkpoint {
-        leave_running: true,
-        ..plain("final")
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { leave_running: true, ..plain("final") }).ok();
     c.check(1);
-    c.checkpoint(&Checkpoint {
-        leave_running: true,
-        ..plain("again")
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { leave_running: true, ..plain("again") }).ok();
     c.check(2);
 }
 
 /// The original went on, then ended; its image lives.
 pub fn leave_then_restore(c: &Container) {
-    c.checkpoint(&Checkpoint {
-        leave_running: true,
-        ..plain("final")
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { leave_running: true, ..plain("final") }).ok();
     c.perform(c.lmrun().args(["delete", "--force", &c.id])).ok();
     restored(c, &c.images("final"));
     c.check(1);
@@ -87,46 +67,20 @@ pub fn leave_then_restore(c: &Container) {
 
 /// Two rounds of pre-copy, then the rest.
 pub fn pre_copy(c: &Container) {
-    c.checkpoint(&Checkpoint {
-        pre_dump: true,
-        ..plain("pre1")
-    })
-    .ok();
-    c.checkpoint(&Checkpoint {
-        pre_dump: true,
-        parent: Some("pre1"),
-        ..plain("pre2")
-    })
-    .ok();
-    c.checkpoint(&Checkpoint {
-        parent: Some("pre2"),
-        ..plain("final")
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { pre_dump: true, ..plain("pre1") }).ok();
+    c.checkpoint(&Checkpoint { pre_dump: true, parent: Some("pre1"), ..plain("pre2") }).ok();
+    c.checkpoint(&Checkpoint { parent: Some("pre2"), ..plain("final") }).ok();
     restored(c, &c.images("final"));
     c.check(1);
 }
 
 /// Two rounds of pre-copy with the workload's steps between them.
 pub fn pre_copy_with_steps(c: &Container) {
-    c.checkpoint(&Checkpoint {
-        pre_dump: true,
-        ..plain("pre1")
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { pre_dump: true, ..plain("pre1") }).ok();
     c.step(1);
-    c.checkpoint(&Checkpoint {
-        pre_dump: true,
-        parent: Some("pre1"),
-        ..plain("pre2")
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { pre_dump: true, parent: Some("pre1"), ..plain("pre2") }).ok();
     c.step(2);
-    c.checkpoint(&Checkpoint {
-        parent: Some("pre2"),
-        ..plain("final")
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { parent: Some("pre2"), ..plain("final") }).ok();
     restored(c, &c.images("final"));
     c.check(1);
     // What the tracking left behind must not show in the next checkpoint.
@@ -148,19 +102,11 @@ pub fn control_with_steps(c: &Container) {
 #[track_caller]
 pub fn by_page_server(c: &Container, checkpoint: &Checkpoint) -> std::path::PathBuf {
     let server = c.page_server(checkpoint.images, checkpoint.parent);
-    c.checkpoint(&Checkpoint {
-        page_server: Some(server.port),
-        ..checkpoint.clone()
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { page_server: Some(server.port), ..checkpoint.clone() }).ok();
     let received = server.done();
     let local = c.images(checkpoint.images);
-    let names = std::fs::read_dir(&local)
-        .expect("a checkpoint leaves its directory")
-        .flatten();
-    let pages = names
-        .into_iter()
-        .find(|e| e.file_name().to_string_lossy().starts_with("pages-"));
+    let names = std::fs::read_dir(&local).expect("a checkpoint leaves its directory").flatten();
+    let pages = names.into_iter().find(|e| e.file_name().to_string_lossy().starts_with("pages-"));
     assert!(pages.is_none(), "pages were written locally too: {pages:?}");
     complete(&local, &received);
     received
@@ -175,58 +121,20 @@ pub fn page_server(c: &Container) {
 
 /// All rounds go to page servers; steps between them.
 pub fn pre_copy_to_page_server_with_steps(c: &Container) {
-    by_page_server(
-        c,
-        &Checkpoint {
-            pre_dump: true,
-            ..plain("pre1")
-        },
-    );
+    by_page_server(c, &Checkpoint { pre_dump: true, ..plain("pre1") });
     c.step(1);
-    by_page_server(
-        c,
-        &Checkpoint {
-            pre_dump: true,
-            parent: Some("pre1"),
-            ..plain("pre2")
-        },
-    );
+    by_page_server(c, &Checkpoint { pre_dump: true, parent: Some("pre1"), ..plain("pre2") });
     c.step(2);
-    let images = by_page_server(
-        c,
-        &Checkpoint {
-            parent: Some("pre2"),
-            ..plain("final")
-        },
-    );
+    let images = by_page_server(c, &Checkpoint { parent: Some("pre2"), ..plain("final") });
     restored(c, &images);
     c.check(1);
 }
 
 /// All rounds go to page servers.
 pub fn pre_copy_to_page_server(c: &Container) {
-    by_page_server(
-        c,
-        &Checkpoint {
-            pre_dump: true,
-            ..plain("pre1")
-        },
-    );
-    by_page_server(
-        c,
-        &Checkpoint {
-            pre_dump: true,
-            parent: Some("pre1"),
-            ..plain("pre2")
-        },
-    );
-    let images = by_page_server(
-        c,
-        &Checkpoint {
-            parent: Some("pre2"),
-            ..plain("final")
-        },
-    );
+    by_page_server(c, &Checkpoint { pre_dump: true, ..plain("pre1") });
+    by_page_server(c, &Checkpoint { pre_dump: true, parent: Some("pre1"), ..plain("pre2") });
+    let images = by_page_server(c, &Checkpoint { parent: Some("pre2"), ..plain("final") });
     restored(c, &images);
     c.check(1);
 }

@@ -9,8 +9,7 @@ pub fn cgroups(id: &str) -> Vec<PathBuf> {
     let of_cgroups = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ');
         let (at, kind) = (words.nth(1)?, words.next()?);
-        kind.starts_with("cgroup")
-            .then(|| Path::new(at).join("lmrun-test").join(id))
+        kind.starts_with("cgroup").then(|| Path::new(at).join("lmrun-test").join(id))
     });
     of_cgroups.filter(|dir| dir.is_dir()).collect()
 }
@@ -18,27 +17,17 @@ pub fn cgroups(id: &str) -> Vec<PathBuf> {
 /// Whether any cgroup of container `id` is frozen or about to be.
 pub fn frozen(id: &str) -> bool {
     cgroups(id).iter().any(|dir| {
-        let says = |file: &str, word: &str| {
-            fs::read_to_string(dir.join(file)).is_ok_and(|text| text.trim().contains(word))
-        };
-        says("cgroup.freeze", "1")
-            || says("freezer.state", "FROZEN")
-            || says("freezer.state", "FREEZING")
+        let says =
+            |file: &str, word: &str| fs::read_to_string(dir.join(file)).is_ok_and(|text| text.trim().contains(word));
+        says("cgroup.freeze", "1") || says("freezer.state", "FROZEN") || says("freezer.state", "FREEZING")
     })
 }
 
 /// The processes in the cgroups of container `id`.
 pub fn processes(id: &str) -> Vec<i32> {
-    let lists = cgroups(id)
-        .into_iter()
-        .filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
-    let mut all: Vec<i32> = lists
-        .flat_map(|text| {
-            text.lines()
-                .filter_map(|l| l.parse().ok())
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let lists = cgroups(id).into_iter().filter_map(|dir| fs::read_to_string(dir.join("cgroup.procs")).ok());
+    let mut all: Vec<i32> =
+        lists.flat_map(|text| text.lines().filter_map(|l| l.parse().ok()).collect::<Vec<_>>()).collect();
     all.sort_unstable();
     all.dedup();
     all
@@ -51,8 +40,7 @@ pub fn commands(words: &[&str]) -> Vec<(i32, String)> {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let line = fs::read(entry.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        (pid != std::process::id() as i32 && words.iter().all(|w| line.contains(w)))
-            .then_some((pid, line))
+        (pid != std::process::id() as i32 && words.iter().all(|w| line.contains(w))).then_some((pid, line))
     })
     .collect()
 }

@@ -81,14 +81,9 @@ impl Hosts {
     /// Makes the switch ready to be told in one breath.
     pub fn prepare_move(&self) -> Move {
         let mut command = Command::new("ip");
-        command
-            .args(["-n", self.switch.name(), "-batch", "-"])
-            .stdin(Stdio::piped());
+        command.args(["-n", self.switch.name(), "-batch", "-"]).stdin(Stdio::piped());
         let switch = command.spawn().expect("iproute2 is installed");
-        Move {
-            switch,
-            announcement: None,
-        }
+        Move { switch, announcement: None }
     }
 }
 
@@ -109,29 +104,19 @@ impl Move {
     pub fn make(&mut self, hosts: &Hosts) {
         let order = format!("link set {PORT_SOURCE} down\nlink set {PORT_DESTINATION} up\n");
         let mut to_switch = self.switch.stdin.take().expect("a move is made once");
-        to_switch
-            .write_all(order.as_bytes())
-            .expect("ip reads its orders");
+        to_switch.write_all(order.as_bytes()).expect("ip reads its orders");
         drop(to_switch);
         command::wait(&mut self.switch, std::time::Duration::from_secs(5));
         // Unsolicited: the neighbours that have not seen a frame from the new place learn of it.
         let mut arping = Command::new("busybox");
-        arping
-            .args(["arping", "-U", "-c", "1", "-I", "eth0", CONTAINER])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        self.announcement = hosts
-            .container_at_destination
-            .within(|| arping.spawn().ok());
+        arping.args(["arping", "-U", "-c", "1", "-I", "eth0", CONTAINER]).stdout(Stdio::null()).stderr(Stdio::null());
+        self.announcement = hosts.container_at_destination.within(|| arping.spawn().ok());
     }
 }
 
 impl Drop for Move {
     fn drop(&mut self) {
-        for child in [Some(&mut self.switch), self.announcement.as_mut()]
-            .into_iter()
-            .flatten()
-        {
+        for child in [Some(&mut self.switch), self.announcement.as_mut()].into_iter().flatten() {
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -72,10 +72,7 @@ impl Side {
 
     /// A file for what a command says.
     fn log(&self, name: &str) -> Result<fs::File> {
-        fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.join(format!("{name}.log")))
+        fs::File::options().create(true).append(true).open(self.dir.join(format!("{name}.log")))
     }
 
     /// Ends well, or the error is what was said.
@@ -83,8 +80,7 @@ impl Side {
         match command::wait(child, LIMIT) {
             Some(status) if status.success() => Ok(()),
             status => {
-                let said =
-                    fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
+                let said = fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
                 Err(Error::other(format!("{name}: {status:?}\n{said}")))
             }
         }
@@ -105,10 +101,7 @@ impl<'a> Migration<'a> {
     pub fn start(hosts: &'a Hosts) -> Result<Migration<'a>> {
         let base = std::env::temp_dir().join(format!("lmrun-move-{}", std::process::id()));
         fs::create_dir_all(&base)?;
-        command::tool(&format!(
-            "mount -t tmpfs -o mode=755 lmrun-move {}",
-            base.display()
-        ));
+        command::tool(&format!("mount -t tmpfs -o mode=755 lmrun-move {}", base.display()));
         let rootfs = base.join("rootfs");
         redis::rootfs(&rootfs)?;
         let shape = |network: PathBuf| Shape {
@@ -118,47 +111,26 @@ impl<'a> Migration<'a> {
             seccomp: None,
         };
         let source = Side::new(&base, "source", &shape(hosts.container_at_source.path()))?;
-        let destination = Side::new(
-            &base,
-            "destination",
-            &shape(hosts.container_at_destination.path()),
-        )?;
-        let migration = Migration {
-            hosts,
-            base,
-            source,
-            destination,
-            rounds: 0,
-        };
+        let destination = Side::new(&base, "destination", &shape(hosts.container_at_destination.path()))?;
+        let migration = Migration { hosts, base, source, destination, rounds: 0 };
         let mut run = migration.source.lmrun();
-        run.args(["run", "-d", "--bundle"])
-            .arg(migration.source.dir.join("bundle"))
-            .arg(&migration.source.id);
+        run.args(["run", "-d", "--bundle"]).arg(migration.source.dir.join("bundle")).arg(&migration.source.id);
         let null = || fs::File::options().write(true).open("/dev/null");
-        let mut child = hosts
-            .source
-            .within(|| run.stdout(null()?).stderr(null()?).spawn())?;
+        let mut child = hosts.source.within(|| run.stdout(null()?).stderr(null()?).spawn())?;
         migration.source.finish("run", &mut child)?;
         Ok(migration)
     }
 
     /// A connection of the client's.
     pub fn connect(&self) -> Result<Client> {
-        self.hosts
-            .client
-            .within(|| redis::wait_until_up(&format!("{CONTAINER}:6379")))
+        self.hosts.client.within(|| redis::wait_until_up(&format!("{CONTAINER}:6379")))
     }
 
     /// Bytes that have come to the destination so far.
     pub fn received(&self) -> u64 {
         fn size(dir: &Path) -> u64 {
             let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            entries
-                .map(|e| {
-                    e.metadata()
-                        .map_or(0, |m| if m.is_dir() { size(&e.path()) } else { m.len() })
-                })
-                .sum()
+            entries.map(|e| e.metadata().map_or(0, |m| if m.is_dir() { size(&e.path()) } else { m.len() })).sum()
         }
         size(&self.destination.dir.join("images"))
     }
@@ -167,25 +139,13 @@ impl<'a> Migration<'a> {
     fn page_server(&mut self, name: &str) -> Result<(Child, u16)> {
         let port = FIRST_PORT + self.rounds;
         let mut serve = self.destination.lmrun();
-        serve
-            .arg("page-server")
-            .arg("--image-path")
-            .arg(self.destination.images(name));
-        serve.args([
-            "--address",
-            DESTINATION,
-            "--port",
-            &port.to_string(),
-            "--insecure",
-        ]);
+        serve.arg("page-server").arg("--image-path").arg(self.destination.images(name));
+        serve.args(["--address", DESTINATION, "--port", &port.to_string(), "--insecure"]);
         if let Some(parent) = self.parent() {
             serve.arg("--parent-path").arg(parent);
         }
         let log = self.destination.log("page-server")?;
-        let mut server = self
-            .hosts
-            .destination
-            .within(|| serve.stdout(log.try_clone()?).stderr(log).spawn())?;
+        let mut server = self.hosts.destination.within(|| serve.stdout(log.try_clone()?).stderr(log).spawn())?;
         let begin = Instant::now();
         while !self.hosts.destination.within(|| listens(port)) {
             if begin.elapsed() > Duration::from_secs(10) || server.try_wait()?.is_some() {
@@ -205,19 +165,9 @@ impl<'a> Migration<'a> {
     /// The checkpoint command of the next round.
     fn checkpoint(&self, name: &str, port: u16) -> Command {
         let mut checkpoint = self.source.lmrun();
-        checkpoint
-            .arg("checkpoint")
-            .arg("--image-path")
-            .arg(self.source.images(name));
-        checkpoint
-            .arg("--work-path")
-            .arg(self.source.dir.join("work").join(name));
-        checkpoint.args([
-            "--tcp-established",
-            "--insecure",
-            "--page-server",
-            &format!("{DESTINATION}:{port}"),
-        ]);
+        checkpoint.arg("checkpoint").arg("--image-path").arg(self.source.images(name));
+        checkpoint.arg("--work-path").arg(self.source.dir.join("work").join(name));
+        checkpoint.args(["--tcp-established", "--insecure", "--page-server", &format!("{DESTINATION}:{port}")]);
         if let Some(parent) = self.parent() {
             checkpoint.arg("--parent-path").arg(parent);
         }
@@ -225,8 +175,7 @@ impl<'a> Migration<'a> {
     }
 
     fn stats(&self, name: &str) -> Result<DumpStats> {
-        stats::dump(&self.source.dir.join("work").join(name))
-            .ok_or_else(|| Error::other("no stats-dump"))
+        stats::dump(&self.source.dir.join("work").join(name)).ok_or_else(|| Error::other("no stats-dump"))
     }
 
     /// One round of pre-copy. `watch` is called while it goes on.
@@ -237,10 +186,7 @@ impl<'a> Migration<'a> {
         checkpoint.arg("--pre-dump").arg(&self.source.id);
         let log = self.source.log("pre-dump")?;
         let begin = Instant::now();
-        let mut child = self
-            .hosts
-            .source
-            .within(|| checkpoint.stdout(log.try_clone()?).stderr(log).spawn())?;
+        let mut child = self.hosts.source.within(|| checkpoint.stdout(log.try_clone()?).stderr(log).spawn())?;
         while child.try_wait()?.is_none() && begin.elapsed() < LIMIT {
             watch(self);
             std::thread::sleep(Duration::from_millis(20));
@@ -249,10 +195,7 @@ impl<'a> Migration<'a> {
         self.destination.finish("page-server", &mut server)?;
         let took = begin.elapsed();
         self.rounds += 1;
-        Ok(Round {
-            stats: self.stats(&name)?,
-            took,
-        })
+        Ok(Round { stats: self.stats(&name)?, took })
     }
 
     /// The last round: the container stops here, and goes on there with its address.
@@ -266,15 +209,9 @@ impl<'a> Migration<'a> {
         let log = self.source.log("checkpoint")?;
 
         let begin = Instant::now();
-        let mut child = self
-            .hosts
-            .source
-            .within(|| checkpoint.stdout(log.try_clone()?).stderr(log).spawn())?;
+        let mut child = self.hosts.source.within(|| checkpoint.stdout(log.try_clone()?).stderr(log).spawn())?;
         self.source.finish("checkpoint", &mut child)?;
-        let mut parts = HandOver {
-            checkpoint: begin.elapsed(),
-            ..HandOver::default()
-        };
+        let mut parts = HandOver { checkpoint: begin.elapsed(), ..HandOver::default() };
 
         let at = Instant::now();
         let files = courier.carry(&self.source.images(name))?;
@@ -293,30 +230,14 @@ impl<'a> Migration<'a> {
 
         let at = Instant::now();
         let mut restore = self.destination.lmrun();
-        restore
-            .args(["restore", "-d", "--tcp-established", "--image-path"])
-            .arg(self.destination.images(name));
-        restore
-            .arg("--work-path")
-            .arg(self.destination.dir.join("work/restore"));
-        restore
-            .arg("--bundle")
-            .arg(self.destination.dir.join("bundle"))
-            .arg(&self.destination.id);
+        restore.args(["restore", "-d", "--tcp-established", "--image-path"]).arg(self.destination.images(name));
+        restore.arg("--work-path").arg(self.destination.dir.join("work/restore"));
+        restore.arg("--bundle").arg(self.destination.dir.join("bundle")).arg(&self.destination.id);
         let log = self.destination.log("restore")?;
-        let mut child = self
-            .hosts
-            .destination
-            .within(|| restore.stdout(log.try_clone()?).stderr(log).spawn())?;
+        let mut child = self.hosts.destination.within(|| restore.stdout(log.try_clone()?).stderr(log).spawn())?;
         self.destination.finish("restore", &mut child)?;
         parts.restore = at.elapsed();
-        Ok((
-            Round {
-                stats: self.stats(name)?,
-                took: begin.elapsed(),
-            },
-            parts,
-        ))
+        Ok((Round { stats: self.stats(name)?, took: begin.elapsed() }, parts))
     }
 }
 
@@ -340,12 +261,8 @@ struct Courier {
 
 impl Courier {
     fn open(hosts: &Hosts) -> Result<Courier> {
-        let listener = hosts
-            .destination
-            .within(|| TcpListener::bind((DESTINATION, COURIER_PORT)))?;
-        let from = hosts
-            .source
-            .within(|| TcpStream::connect((DESTINATION, COURIER_PORT)))?;
+        let listener = hosts.destination.within(|| TcpListener::bind((DESTINATION, COURIER_PORT)))?;
+        let from = hosts.source.within(|| TcpStream::connect((DESTINATION, COURIER_PORT)))?;
         let (to, _) = listener.accept()?;
         from.set_nodelay(true)?;
         Ok(Courier { from, to })
@@ -356,21 +273,9 @@ impl Courier {
         let mut from = self.from;
         let dir = dir.to_owned();
         let sender = std::thread::spawn(move || -> Result<()> {
-            for entry in fs::read_dir(dir)?
-                .flatten()
-                .filter(|e| e.file_type().is_ok_and(|t| t.is_file()))
-            {
-                let (name, bytes) = (
-                    entry.file_name().to_string_lossy().into_owned(),
-                    fs::read(entry.path())?,
-                );
-                from.write_all(
-                    &[
-                        (name.len() as u64).to_le_bytes(),
-                        (bytes.len() as u64).to_le_bytes(),
-                    ]
-                    .concat(),
-                )?;
+            for entry in fs::read_dir(dir)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_file())) {
+                let (name, bytes) = (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
+                from.write_all(&[(name.len() as u64).to_le_bytes(), (bytes.len() as u64).to_le_bytes()].concat())?;
                 from.write_all(name.as_bytes())?;
                 from.write_all(&bytes)?;
             }
@@ -384,9 +289,7 @@ impl Courier {
                 Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => break,
                 Err(e) => return Err(e),
             }
-            let length = |at: usize| {
-                u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes")) as usize
-            };
+            let length = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes")) as usize;
             let (mut name, mut bytes) = (vec![0; length(0)], vec![0; length(8)]);
             self.to.read_exact(&mut name)?;
             self.to.read_exact(&mut bytes)?;

@@ -8,13 +8,8 @@ pub fn skip(reason: &str) {
     println!("SKIP {reason}");
     let expected = std::env::var("LMRUN_EXPECT_SKIP").unwrap_or_default();
     let allowed = std::env::var("LMRUN_ALLOW_SKIP").is_ok_and(|v| v == "1");
-    let known = expected
-        .split(',')
-        .any(|word| !word.is_empty() && reason.contains(word));
-    assert!(
-        allowed || known,
-        "unexpected skip: {reason} (LMRUN_ALLOW_SKIP=1 allows skips)"
-    );
+    let known = expected.split(',').any(|word| !word.is_empty() && reason.contains(word));
+    assert!(allowed || known, "unexpected skip: {reason} (LMRUN_ALLOW_SKIP=1 allows skips)");
 }
 
 /// Whether scenarios that make containers can run; prints the skip where they cannot.
@@ -30,15 +25,8 @@ pub fn root() -> bool {
 pub fn built(name: &str) -> PathBuf {
     let named = std::env::var_os(name.to_uppercase()).map(PathBuf::from);
     let own = std::env::current_exe().unwrap_or_default();
-    let beside = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file());
-    named
-        .or(beside)
-        .unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace"))
+    let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
+    named.or(beside).unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace"))
 }
 
 /// A program on the PATH.

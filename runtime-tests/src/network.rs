@@ -65,10 +65,7 @@ impl Namespace {
 impl Drop for Namespace {
     fn drop(&mut self) {
         let mut command = std::process::Command::new("ip");
-        run(
-            command.args(["netns", "del", &self.name]),
-            std::time::Duration::from_secs(20),
-        );
+        run(command.args(["netns", "del", &self.name]), std::time::Duration::from_secs(20));
     }
 }
 
@@ -86,10 +83,7 @@ pub const INSIDE_6: &str = "fd77::2";
 impl Cable {
     pub fn new() -> Cable {
         let (container, outside) = (Namespace::new("in"), Namespace::new("out"));
-        tool(&format!(
-            "ip link add eth0 netns {} type veth peer name eth0 netns {}",
-            container.name, outside.name
-        ));
+        tool(&format!("ip link add eth0 netns {} type veth peer name eth0 netns {}", container.name, outside.name));
         for (end, n) in [(&container, 2), (&outside, 1)] {
             end.ip(&format!("addr add 10.77.0.{n}/24 dev eth0"));
             end.ip(&format!("addr add fd77::{n}/64 dev eth0 nodad"));

@@ -37,10 +37,7 @@ pub fn rootfs(dir: &Path) -> Result<()> {
     }
     fs::copy(&program, dir.join("usr/bin/redis-server"))?;
     let listed = Command::new("ldd").arg(&program).output()?.stdout;
-    for word in String::from_utf8_lossy(&listed)
-        .split_whitespace()
-        .filter(|w| w.starts_with('/'))
-    {
+    for word in String::from_utf8_lossy(&listed).split_whitespace().filter(|w| w.starts_with('/')) {
         let target = dir.join(word.trim_start_matches('/'));
         fs::create_dir_all(target.parent().unwrap_or(dir))?;
         fs::copy(word, target)?;
@@ -90,10 +87,7 @@ impl Client {
     pub fn receive(&mut self) -> Result<Answer> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
-            return Err(Error::new(
-                ErrorKind::UnexpectedEof,
-                "the server closed the connection",
-            ));
+            return Err(Error::new(ErrorKind::UnexpectedEof, "the server closed the connection"));
         }
         let strange = || Error::new(ErrorKind::InvalidData, format!("answer {line:?}"));
         let (kind, rest) = line.trim_end().split_at_checked(1).ok_or_else(strange)?;
@@ -124,10 +118,7 @@ impl Client {
         for n in 0..mib * 16 {
             noise.read_exact(&mut value)?;
             let key = format!("load:{n}");
-            demand(
-                &Answer::Status("OK".into()),
-                &self.ask(&[b"SET", key.as_bytes(), &value])?,
-            )?;
+            demand(&Answer::Status("OK".into()), &self.ask(&[b"SET", key.as_bytes(), &value])?)?;
             progress(n / 16);
         }
         Ok(())
@@ -154,10 +145,7 @@ fn demand(expected: &Answer, got: &Answer) -> Result<()> {
     if expected == got {
         Ok(())
     } else {
-        Err(Error::new(
-            ErrorKind::InvalidData,
-            format!("expected {expected:?}, got {got:?}"),
-        ))
+        Err(Error::new(ErrorKind::InvalidData, format!("expected {expected:?}, got {got:?}")))
     }
 }
 
@@ -177,12 +165,7 @@ pub struct Record {
 impl Record {
     /// The longest gap that ended after `since`.
     pub fn longest_gap(&self, since: Instant) -> Duration {
-        self.gaps
-            .iter()
-            .filter(|(begin, gap)| *begin + *gap >= since)
-            .map(|(_, gap)| *gap)
-            .max()
-            .unwrap_or_default()
+        self.gaps.iter().filter(|(begin, gap)| *begin + *gap >= since).map(|(_, gap)| *gap).max().unwrap_or_default()
     }
 
     /// Asks the server for all that was acknowledged: (writes lost, writes doubled, keys with a wrong value).
@@ -196,11 +179,7 @@ impl Record {
             let stored = client.ask(&[b"GET", format!("key:{key}").as_bytes()])?;
             wrong += u64::from(stored != Answer::Bytes(Some(value.to_string().into_bytes())));
         }
-        Ok((
-            self.acknowledged.saturating_sub(count),
-            count.saturating_sub(self.acknowledged),
-            wrong,
-        ))
+        Ok((self.acknowledged.saturating_sub(count), count.saturating_sub(self.acknowledged), wrong))
     }
 }
 
@@ -233,11 +212,7 @@ impl Writer {
             record.gaps.sort_by_key(|gap| std::cmp::Reverse(gap.1));
             record
         });
-        Writer {
-            stop,
-            acknowledged,
-            thread,
-        }
+        Writer { stop, acknowledged, thread }
     }
 
     /// Whether it still gets its answers.
@@ -268,11 +243,7 @@ fn note_gap(gaps: &mut Vec<(Instant, Duration)>, since: Instant) {
 fn write_pair(client: &mut Client, record: &mut Record, last: &mut Instant) -> Result<()> {
     let next = record.acknowledged + 1;
     let key = next.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 20_000;
-    let set = client.ask(&[
-        b"SET",
-        format!("key:{key}").as_bytes(),
-        next.to_string().as_bytes(),
-    ])?;
+    let set = client.ask(&[b"SET", format!("key:{key}").as_bytes(), next.to_string().as_bytes()])?;
     note_gap(&mut record.gaps, *last);
     *last = Instant::now();
     demand(&Answer::Status("OK".into()), &set)?;

@@ -43,19 +43,13 @@ impl Victim {
         });
         container.run().ok();
         let victim = Victim { container, cable };
-        victim
-            .connect()
-            .load(32, |_| {})
-            .expect("Redis takes 32 MiB");
+        victim.connect().load(32, |_| {}).expect("Redis takes 32 MiB");
         Some(victim)
     }
 
     fn connect(&self) -> Client {
         let address = format!("{INSIDE}:6379");
-        self.cable
-            .outside
-            .within(|| redis::wait_until_up(&address))
-            .expect("Redis answers")
+        self.cable.outside.within(|| redis::wait_until_up(&address)).expect("Redis answers")
     }
 }
 
@@ -64,12 +58,8 @@ struct Moments(u64);
 
 impl Moments {
     fn new() -> Moments {
-        let given = std::env::var("LMRUN_SEED")
-            .ok()
-            .and_then(|s| s.parse().ok());
-        let clock = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(1, |d| d.as_nanos() as u64);
+        let given = std::env::var("LMRUN_SEED").ok().and_then(|s| s.parse().ok());
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
         let seed = given.unwrap_or(clock) | 1;
         println!("LMRUN_SEED={seed}");
         Moments(seed)
@@ -85,18 +75,12 @@ impl Moments {
 }
 
 fn crashes() -> u32 {
-    std::env::var("LMRUN_CRASHES")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(8)
+    std::env::var("LMRUN_CRASHES").ok().and_then(|n| n.parse().ok()).unwrap_or(8)
 }
 
 /// Starts lmrun, kills it after `delay`. True when it had ended well before that.
 fn interrupt(command: &mut Command, delay: Duration) -> bool {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child: Child = command.spawn().expect("lmrun starts");
     std::thread::sleep(delay);
     let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
@@ -123,25 +107,14 @@ fn drivers(c: &Container) -> Vec<(i32, String)> {
 fn serves_on(victim: &Victim, writer: &Writer, images: &str, helpers: usize) {
     let c = &victim.container;
     let before = writer.acknowledged();
-    soon("the client gets no answers any more", || {
-        writer.acknowledged() > before + 10 || !writer.goes_on()
-    });
+    soon("the client gets no answers any more", || writer.acknowledged() > before + 10 || !writer.goes_on());
     assert!(writer.goes_on(), "the client lost its connection");
     assert!(!host::frozen(&c.id), "its cgroup is frozen");
-    soon("a network lock is left", || {
-        victim.cable.container.tables().is_empty()
-    });
-    soon("processes of lmrun's are left", || {
-        drivers(c).len() <= helpers
-    });
-    assert!(
-        !c.images(images).exists(),
-        "an image directory has its final name"
-    );
+    soon("a network lock is left", || victim.cable.container.tables().is_empty());
+    soon("processes of lmrun's are left", || drivers(c).len() <= helpers);
+    assert!(!c.images(images).exists(), "an image directory has its final name");
     let after = writer.acknowledged();
-    soon("the client is held up", || {
-        writer.acknowledged() > after + 10
-    });
+    soon("the client is held up", || writer.acknowledged() > after + 10);
 }
 
 /// Kills dumps of one kind. `page_server`: pages go to one.
@@ -161,12 +134,7 @@ fn kill_dumps(pre_dump: bool, page_server: bool) {
     };
     let again = |n: u32| {
         // The next checkpoint works; the container is left running.
-        let whole = Checkpoint {
-            images: "whole",
-            leave_running: true,
-            tcp_established: true,
-            ..Checkpoint::default()
-        };
+        let whole = Checkpoint { images: "whole", leave_running: true, tcp_established: true, ..Checkpoint::default() };
         let done = c.checkpoint(&whole);
         assert!(done.succeeded(), "after kill {n}: {done}");
         fs::remove_dir_all(c.images("whole")).expect("images can be removed");
@@ -180,10 +148,7 @@ fn kill_dumps(pre_dump: bool, page_server: bool) {
         let mut command = c.checkpoint_command(&checkpoint("crash", server.as_ref()));
         let delay = moments.before(usual);
         let done = interrupt(&mut command, delay);
-        println!(
-            "kill {n}: after {delay:?}{}",
-            if done { ", it was done" } else { "" }
-        );
+        println!("kill {n}: after {delay:?}{}", if done { ", it was done" } else { "" });
         let received = server.map(|server| {
             let dir = server.dir.clone();
             server.ended();
@@ -246,22 +211,14 @@ fn restore() {
     let c = &victim.container;
     let writer = Writer::start(victim.connect());
     soon("the client writes", || writer.acknowledged() > 100);
-    c.checkpoint(&Checkpoint {
-        images: "final",
-        tcp_established: true,
-        ..Checkpoint::default()
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "final", tcp_established: true, ..Checkpoint::default() }).ok();
     let mut moments = Moments::new();
     let mut usual = Duration::from_millis(150);
     for n in 1..=crashes() {
         let delay = moments.before(usual);
         let begin = Instant::now();
         let done = interrupt(&mut c.restore_command(&c.images("final"), true), delay);
-        println!(
-            "kill {n}: after {delay:?}{}",
-            if done { ", it was done" } else { "" }
-        );
+        println!("kill {n}: after {delay:?}{}", if done { ", it was done" } else { "" });
         if done {
             usual = usual.min(begin.elapsed());
         }
@@ -269,26 +226,14 @@ fn restore() {
         soon("processes of the container's are left", || !c.alive());
         soon("processes of lmrun's are left", || drivers(c).is_empty());
         soon("cgroups are left", || host::cgroups(&c.id).is_empty());
-        let state: Vec<_> = fs::read_dir(&c.root)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .collect();
+        let state: Vec<_> = fs::read_dir(&c.root).into_iter().flatten().flatten().map(|e| e.path()).collect();
         assert!(state.is_empty(), "state is left: {state:?}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
         let ours: Vec<_> = mounts.lines().filter(|line| line.contains(&c.id)).collect();
         assert!(ours.is_empty(), "mounts are left: {ours:?}");
         // The lock that the checkpoint left for the container's peers may be there; a restore's own may not.
         let own = format!("lmrun-{}-", c.id);
-        soon("a network lock is left", || {
-            !victim
-                .cable
-                .container
-                .tables()
-                .iter()
-                .any(|t| t.contains(&own))
-        });
+        soon("a network lock is left", || !victim.cable.container.tables().iter().any(|t| t.contains(&own)));
     }
     c.restore(&c.images("final"), true).ok();
     // What was written before is there. (The client's own connection went with the first restore that was killed.)
@@ -296,8 +241,5 @@ fn restore() {
     let audit = record.audit(&mut victim.connect()).expect("Redis answers");
     assert_eq!((audit.0, audit.2), (0, 0), "lost and wrong writes");
     let doubled = audit.1;
-    assert!(
-        doubled <= 1,
-        "at most the write that was under way: {doubled}"
-    );
+    assert!(doubled <= 1, "at most the write that was under way: {doubled}");
 }

@@ -13,14 +13,10 @@ use runtime_tests::{command, needs};
 fn tool(name: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let cached = cache
-        .map(|dir| dir.join("lmrun-tools/bin").join(name))
-        .filter(|path| path.is_file());
+    let cached = cache.map(|dir| dir.join("lmrun-tools/bin").join(name)).filter(|path| path.is_file());
     let found = needs::on_path(name).or(cached);
     if found.is_none() {
-        needs::skip(&format!(
-            "{name} is not installed (runtime-tests/tools.sh test)"
-        ));
+        needs::skip(&format!("{name} is not installed (runtime-tests/tools.sh test)"));
     }
     found
 }
@@ -39,11 +35,7 @@ fn checkpointed(workload: &str) -> Option<Container> {
     if !c.ready() {
         return None;
     }
-    let round = Checkpoint {
-        images: "pre",
-        pre_dump: true,
-        ..Checkpoint::default()
-    };
+    let round = Checkpoint { images: "pre", pre_dump: true, ..Checkpoint::default() };
     c.checkpoint(&round).ok();
     let last = Checkpoint {
         images: "final",
@@ -64,23 +56,15 @@ fn decodes(workload: &str) {
     };
     let mut decoded = 0;
     for dir in [c.images("pre"), c.images("final"), c.work("final")] {
-        for entry in fs::read_dir(&dir)
-            .expect("a checkpoint leaves its directory")
-            .flatten()
-        {
+        for entry in fs::read_dir(&dir).expect("a checkpoint leaves its directory").flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let image = name.ends_with(".img") || name.starts_with("stats-");
             if !image || name.starts_with("pages-") || name == "lmrun.img" {
                 continue;
             }
             let done = run(&crit, &["decode", "-i", &entry.path().to_string_lossy()]);
-            let json: serde_json::Value =
-                serde_json::from_str(&done.out).expect("crit writes JSON");
-            assert!(
-                json["magic"].is_string() && json["entries"].is_array(),
-                "{name}: {}",
-                done.out
-            );
+            let json: serde_json::Value = serde_json::from_str(&done.out).expect("crit writes JSON");
+            assert!(json["magic"].is_string() && json["entries"].is_array(), "{name}: {}", done.out);
             decoded += 1;
         }
     }
@@ -130,48 +114,13 @@ fn checkpointctl_inspects() {
     });
     fs::write(archive.join("config.dump"), config.to_string()).expect("base is writable");
     fs::copy(c.bundle().join("config.json"), archive.join("spec.dump")).expect("base is writable");
-    fs::copy(
-        c.work("final").join("stats-dump"),
-        archive.join("stats-dump"),
-    )
-    .expect("there are stats");
+    fs::copy(c.work("final").join("stats-dump"), archive.join("stats-dump")).expect("there are stats");
     let images = archive.join("checkpoint");
-    run(
-        Path::new("cp"),
-        &[
-            "-a",
-            &c.images("final").to_string_lossy(),
-            &images.to_string_lossy(),
-        ],
-    );
+    run(Path::new("cp"), &["-a", &c.images("final").to_string_lossy(), &images.to_string_lossy()]);
     let tar = c.base.join("checkpoint.tar").to_string_lossy().into_owned();
-    run(
-        Path::new("tar"),
-        &["-C", &archive.to_string_lossy(), "-cf", &tar, "."],
-    );
-    let said = run(
-        &checkpointctl,
-        &[
-            "inspect",
-            &tar,
-            "--ps-tree",
-            "--files",
-            "--sockets",
-            "--stats",
-        ],
-    )
-    .out;
-    for word in [
-        "Process tree",
-        "[1]  workload",
-        "/dev/null",
-        "TCP (ESTABLISHED)",
-        "127.0.0.1:",
-        "Pages written",
-    ] {
-        assert!(
-            said.contains(word),
-            "checkpointctl does not say {word:?}:\n{said}"
-        );
+    run(Path::new("tar"), &["-C", &archive.to_string_lossy(), "-cf", &tar, "."]);
+    let said = run(&checkpointctl, &["inspect", &tar, "--ps-tree", "--files", "--sockets", "--stats"]).out;
+    for word in ["Process tree", "[1]  workload", "/dev/null", "TCP (ESTABLISHED)", "127.0.0.1:", "Pages written"] {
+        assert!(said.contains(word), "checkpointctl does not say {word:?}:\n{said}");
     }
 }

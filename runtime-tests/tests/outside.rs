@@ -23,25 +23,12 @@ fn with_pipes(command: &mut Command) -> Pipes {
     let (stdin, input) = std::io::pipe().unwrap();
     let (output, stdout) = std::io::pipe().unwrap();
     let (errors, stderr) = std::io::pipe().unwrap();
-    let [stdin, stdout, stderr] =
-        [OwnedFd::from(stdin), stdout.into(), stderr.into()].map(Stdio::from);
-    let mut child = command
-        .stdin(stdin)
-        .stdout(stdout)
-        .stderr(stderr)
-        .spawn()
-        .unwrap();
+    let [stdin, stdout, stderr] = [OwnedFd::from(stdin), stdout.into(), stderr.into()].map(Stdio::from);
+    let mut child = command.stdin(stdin).stdout(stdout).stderr(stderr).spawn().unwrap();
     let status = command::wait(&mut child, Duration::from_secs(30));
     // Its own ends of the pipes must go, so that the container's are the only ones.
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut pipes = Pipes {
-        input,
-        output,
-        errors,
-    };
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut pipes = Pipes { input, output, errors };
     if !status.is_some_and(|s| s.success()) {
         drop(pipes.input);
         let mut said = String::new();
@@ -57,11 +44,7 @@ fn until(stream: &mut impl Read, wanted: &str) -> String {
     let mut buf = [0; 4096];
     while !String::from_utf8_lossy(&all).contains(wanted) {
         let count = stream.read(&mut buf).unwrap();
-        assert!(
-            count > 0,
-            "the stream ended before {wanted:?}: {:?}",
-            String::from_utf8_lossy(&all)
-        );
+        assert!(count > 0, "the stream ended before {wanted:?}: {:?}", String::from_utf8_lossy(&all));
         all.extend_from_slice(&buf[..count]);
     }
     String::from_utf8_lossy(&all).into_owned()
@@ -80,11 +63,7 @@ fn standard_streams_that_are_pipes() {
     pipes.input.write_all(b"one\n").unwrap();
     until(&mut pipes.output, "heard: one\n");
     for (n, images) in (1..).zip(["first", "second"]) {
-        c.checkpoint(&Checkpoint {
-            images,
-            ..Checkpoint::default()
-        })
-        .ok();
+        c.checkpoint(&Checkpoint { images, ..Checkpoint::default() }).ok();
         // Nobody holds the old pipes any more.
         let mut rest = String::new();
         pipes.output.read_to_string(&mut rest).unwrap();
@@ -115,20 +94,11 @@ fn standard_streams_that_are_files() {
     c.check(1);
     let before = c.stream("out");
     assert!(before.contains("beat 1\n"), "{before}");
-    c.checkpoint(&Checkpoint {
-        images: "final",
-        ..Checkpoint::default()
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "final", ..Checkpoint::default() }).ok();
     c.restore(&c.images("final"), false).ok();
     c.check(2);
     let (out, err) = (c.stream("out"), c.stream("err"));
-    assert!(
-        out.starts_with(&before)
-            && out.contains("beat 2\n")
-            && out.matches("child's beat").count() == 2,
-        "{out}"
-    );
+    assert!(out.starts_with(&before) && out.contains("beat 2\n") && out.matches("child's beat").count() == 2, "{out}");
     assert!(err.contains("fault 2\n"), "{err}");
 }
 
@@ -150,9 +120,7 @@ impl Adder {
                 }
             }
         });
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.set_nodelay(true).unwrap();
         Adder { stream, sum: 0 }
     }
@@ -164,9 +132,7 @@ impl Adder {
 
     fn receive(&mut self, expected: u64) {
         let mut answer = [0; 8];
-        self.stream
-            .read_exact(&mut answer)
-            .expect("the server answers");
+        self.stream.read_exact(&mut answer).expect("the server answers");
         assert_eq!(u64::from_le_bytes(answer), expected, "sum");
     }
 
@@ -189,11 +155,7 @@ fn with_clients(move_it: fn(&Container)) {
     }
     let cable = Cable::new();
     let args = vec!["/workload".into(), "tcp-server".into()];
-    let c = Container::new(&Shape {
-        args,
-        network: Some(cable.container.path()),
-        ..Shape::default()
-    });
+    let c = Container::new(&Shape { args, network: Some(cable.container.path()), ..Shape::default() });
     c.run().ok();
     assert!(c.ready());
     let mut clients: Vec<Adder> = [INSIDE.to_owned(), format!("[{INSIDE_6}]")]
@@ -217,10 +179,7 @@ fn with_clients(move_it: fn(&Container)) {
         client[1].receive(1275 + 7);
         client[1].exchange(50);
         let mut flood = vec![0; FLOOD];
-        client[2]
-            .stream
-            .read_exact(&mut flood)
-            .expect("the long answer");
+        client[2].stream.read_exact(&mut flood).expect("the long answer");
         assert!(flood == noise(FLOOD), "the long answer is damaged");
         (1..=100u64).for_each(|n| client[2].receive(1275 + n * (n + 1) / 2));
         client[2].exchange(50);
@@ -247,11 +206,7 @@ fn noise(count: usize) -> Vec<u8> {
 }
 
 fn checkpoint(images: &str) -> Checkpoint<'_> {
-    Checkpoint {
-        images,
-        tcp_established: true,
-        ..Checkpoint::default()
-    }
+    Checkpoint { images, tcp_established: true, ..Checkpoint::default() }
 }
 
 #[test]
@@ -281,11 +236,7 @@ fn clients_over_a_long_absence() {
 fn clients_of_one_that_was_left_running() {
     with_clients(|c| {
         for images in ["one", "two", "three"] {
-            c.checkpoint(&Checkpoint {
-                leave_running: true,
-                ..checkpoint(images)
-            })
-            .ok();
+            c.checkpoint(&Checkpoint { leave_running: true, ..checkpoint(images) }).ok();
         }
     });
 }
@@ -303,28 +254,9 @@ fn clients_over_three_restores() {
 #[test]
 fn clients_over_rounds_to_a_page_server() {
     with_clients(|c| {
-        flavour::by_page_server(
-            c,
-            &Checkpoint {
-                pre_dump: true,
-                ..checkpoint("pre1")
-            },
-        );
-        flavour::by_page_server(
-            c,
-            &Checkpoint {
-                pre_dump: true,
-                parent: Some("pre1"),
-                ..checkpoint("pre2")
-            },
-        );
-        let images = flavour::by_page_server(
-            c,
-            &Checkpoint {
-                parent: Some("pre2"),
-                ..checkpoint("final")
-            },
-        );
+        flavour::by_page_server(c, &Checkpoint { pre_dump: true, ..checkpoint("pre1") });
+        flavour::by_page_server(c, &Checkpoint { pre_dump: true, parent: Some("pre1"), ..checkpoint("pre2") });
+        let images = flavour::by_page_server(c, &Checkpoint { parent: Some("pre2"), ..checkpoint("final") });
         complete(&c.images("final"), &images);
         c.restore(&images, true).ok();
     });

@@ -24,17 +24,11 @@ fn started(workload: &str) -> Option<Container> {
 fn other_hosts_need_to_be_insisted_on() {
     let Some(c) = started("tree") else { return };
     let mut serve = c.lmrun();
-    serve
-        .arg("page-server")
-        .arg("--image-path")
-        .arg(c.images("server"));
+    serve.arg("page-server").arg("--image-path").arg(c.images("server"));
     serve.args(["--address", "0.0.0.0", "--port", &free_port().to_string()]);
     let done = c.perform(&mut serve).failed();
     assert!(done.err.contains("--insecure"), "{done}");
-    let mut checkpoint = c.checkpoint_command(&Checkpoint {
-        images: "final",
-        ..Checkpoint::default()
-    });
+    let mut checkpoint = c.checkpoint_command(&Checkpoint { images: "final", ..Checkpoint::default() });
     // 192.0.2.0/24 is nobody's (RFC 5737).
     checkpoint.args(["--page-server", "192.0.2.1:9"]);
     let done = c.perform(&mut checkpoint).failed();
@@ -48,19 +42,11 @@ fn server_that_is_not_there() {
     let Some(c) = started("memory-private") else {
         return;
     };
-    let to_nobody = Checkpoint {
-        images: "final",
-        page_server: Some(free_port()),
-        ..Checkpoint::default()
-    };
+    let to_nobody = Checkpoint { images: "final", page_server: Some(free_port()), ..Checkpoint::default() };
     c.checkpoint(&to_nobody).failed();
     assert!(!host::frozen(&c.id) && !c.images("final").exists());
     c.check(1);
-    c.checkpoint(&Checkpoint {
-        images: "final",
-        ..Checkpoint::default()
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "final", ..Checkpoint::default() }).ok();
     c.restore(&c.images("final"), false).ok();
     c.check(2);
 }
@@ -80,12 +66,8 @@ fn server_that_dies() {
             std::thread::sleep(Duration::from_millis(25));
             nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL)
         });
-        let done = c.checkpoint(&Checkpoint {
-            images,
-            pre_dump,
-            page_server: Some(server.port),
-            ..Checkpoint::default()
-        });
+        let done =
+            c.checkpoint(&Checkpoint { images, pre_dump, page_server: Some(server.port), ..Checkpoint::default() });
         let _ = killer.join();
         server.ended();
         if done.succeeded() {
@@ -94,18 +76,11 @@ fn server_that_dies() {
             return;
         }
         assert!(!host::frozen(&c.id), "frozen after its page server died");
-        assert!(
-            !c.images(images).exists(),
-            "half a checkpoint has its final name"
-        );
+        assert!(!c.images(images).exists(), "half a checkpoint has its final name");
         assert!(!received(&dir), "half a transfer has its final names");
     }
     c.check(1);
-    c.checkpoint(&Checkpoint {
-        images: "whole",
-        ..Checkpoint::default()
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "whole", ..Checkpoint::default() }).ok();
     c.restore(&c.images("whole"), false).ok();
     c.check(2);
 }

@@ -28,10 +28,7 @@ const PLAIN: Checkpoint<'static> = Checkpoint {
     page_server: None,
 };
 
-const ROUND: Checkpoint<'static> = Checkpoint {
-    pre_dump: true,
-    ..PLAIN
-};
+const ROUND: Checkpoint<'static> = Checkpoint { pre_dump: true, ..PLAIN };
 
 fn started(workload: &str) -> Option<Container> {
     if !needs::root() {
@@ -53,40 +50,14 @@ fn idle_memory_travels_once() {
     let Some(c) = started("precopy-idle") else {
         return;
     };
-    c.checkpoint(&Checkpoint {
-        images: "pre1",
-        ..ROUND
-    })
-    .ok();
-    c.checkpoint(&Checkpoint {
-        images: "pre2",
-        parent: Some("pre1"),
-        ..ROUND
-    })
-    .ok();
-    c.checkpoint(&Checkpoint {
-        parent: Some("pre2"),
-        ..PLAIN
-    })
-    .ok();
-    let pages = |name: &str| {
-        stats::dump(&c.work(name))
-            .expect("stats-dump is written")
-            .pages_written
-    };
+    c.checkpoint(&Checkpoint { images: "pre1", ..ROUND }).ok();
+    c.checkpoint(&Checkpoint { images: "pre2", parent: Some("pre1"), ..ROUND }).ok();
+    c.checkpoint(&Checkpoint { parent: Some("pre2"), ..PLAIN }).ok();
+    let pages = |name: &str| stats::dump(&c.work(name)).expect("stats-dump is written").pages_written;
     let (first, second, last) = (pages("pre1"), pages("pre2"), pages("final"));
-    assert!(
-        first >= 128 * 256,
-        "the first round moves everything: {first} pages"
-    );
-    assert!(
-        second * 100 < first,
-        "second round of an idle process: {second} of {first} pages"
-    );
-    assert!(
-        last * 100 < first,
-        "final round of an idle process: {last} of {first} pages"
-    );
+    assert!(first >= 128 * 256, "the first round moves everything: {first} pages");
+    assert!(second * 100 < first, "second round of an idle process: {second} of {first} pages");
+    assert!(last * 100 < first, "final round of an idle process: {last} of {first} pages");
     restored(&c);
 }
 
@@ -96,18 +67,10 @@ fn rounds_are_short() {
     let Some(c) = started("precopy-idle") else {
         return;
     };
-    c.checkpoint(&Checkpoint {
-        images: "pre1",
-        ..ROUND
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "pre1", ..ROUND }).ok();
     let stats = stats::dump(&c.work("pre1")).expect("stats-dump is written");
     // Memory is copied while the process runs; a loaded test machine gets a wide margin.
-    assert!(
-        stats.frozen.as_millis() < 100,
-        "a pre-dump stopped the container for {:?}",
-        stats.frozen
-    );
+    assert!(stats.frozen.as_millis() < 100, "a pre-dump stopped the container for {:?}", stats.frozen);
 }
 
 /// A parent that does not exist: everything is copied, or the error says which directory is missing.
@@ -116,10 +79,7 @@ fn parent_that_is_missing() {
     let Some(c) = started("precopy-writes") else {
         return;
     };
-    let done = c.checkpoint(&Checkpoint {
-        parent: Some("never-made"),
-        ..PLAIN
-    });
+    let done = c.checkpoint(&Checkpoint { parent: Some("never-made"), ..PLAIN });
     if done.succeeded() {
         restored(&c);
     } else {
@@ -134,28 +94,12 @@ fn parent_of_another_container() {
     let (Some(c), Some(other)) = (started("precopy-writes"), started("precopy-dontneed")) else {
         return;
     };
-    other
-        .checkpoint(&Checkpoint {
-            images: "pre1",
-            ..ROUND
-        })
-        .ok();
+    other.checkpoint(&Checkpoint { images: "pre1", ..ROUND }).ok();
     std::fs::rename(other.images("pre1"), c.images("pre1")).unwrap();
-    c.checkpoint(&Checkpoint {
-        images: "own",
-        ..ROUND
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "own", ..ROUND }).ok();
     c.step(1);
-    let done = c.checkpoint(&Checkpoint {
-        parent: Some("pre1"),
-        ..PLAIN
-    });
-    if done.succeeded() {
-        restored(&c)
-    } else {
-        c.check(1)
-    }
+    let done = c.checkpoint(&Checkpoint { parent: Some("pre1"), ..PLAIN });
+    if done.succeeded() { restored(&c) } else { c.check(1) }
 }
 
 /// Tracking begins anew with each round: an earlier round than the last one cannot be the parent.
@@ -164,28 +108,12 @@ fn parent_that_was_overtaken() {
     let Some(c) = started("precopy-writes") else {
         return;
     };
-    c.checkpoint(&Checkpoint {
-        images: "pre1",
-        ..ROUND
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "pre1", ..ROUND }).ok();
     c.step(1);
-    c.checkpoint(&Checkpoint {
-        images: "pre2",
-        parent: Some("pre1"),
-        ..ROUND
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "pre2", parent: Some("pre1"), ..ROUND }).ok();
     c.step(2);
-    let done = c.checkpoint(&Checkpoint {
-        parent: Some("pre1"),
-        ..PLAIN
-    });
-    if done.succeeded() {
-        restored(&c)
-    } else {
-        c.check(1)
-    }
+    let done = c.checkpoint(&Checkpoint { parent: Some("pre1"), ..PLAIN });
+    if done.succeeded() { restored(&c) } else { c.check(1) }
 }
 
 /// A round from before a restore says nothing of the container that was restored.
@@ -194,27 +122,12 @@ fn parent_from_before_a_restore() {
     let Some(c) = started("precopy-writes") else {
         return;
     };
-    c.checkpoint(&Checkpoint {
-        images: "pre1",
-        ..ROUND
-    })
-    .ok();
-    c.checkpoint(&Checkpoint {
-        images: "moved",
-        ..PLAIN
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "pre1", ..ROUND }).ok();
+    c.checkpoint(&Checkpoint { images: "moved", ..PLAIN }).ok();
     c.restore(&c.images("moved"), false).ok();
     c.step(1);
-    let done = c.checkpoint(&Checkpoint {
-        parent: Some("pre1"),
-        ..PLAIN
-    });
-    if done.succeeded() {
-        restored(&c)
-    } else {
-        c.check(1)
-    }
+    let done = c.checkpoint(&Checkpoint { parent: Some("pre1"), ..PLAIN });
+    if done.succeeded() { restored(&c) } else { c.check(1) }
 }
 
 /// A restore from a chain whose first link is gone says so, and leaves nothing behind.
@@ -223,16 +136,8 @@ fn chain_that_was_broken() {
     let Some(c) = started("precopy-writes") else {
         return;
     };
-    c.checkpoint(&Checkpoint {
-        images: "pre1",
-        ..ROUND
-    })
-    .ok();
-    c.checkpoint(&Checkpoint {
-        parent: Some("pre1"),
-        ..PLAIN
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { images: "pre1", ..ROUND }).ok();
+    c.checkpoint(&Checkpoint { parent: Some("pre1"), ..PLAIN }).ok();
     std::fs::rename(c.images("pre1"), c.images("hidden")).unwrap();
     let done = c.restore(&c.images("final"), false).failed();
     assert!(done.err.contains("parent"), "{done}");
@@ -248,25 +153,13 @@ fn nothing_outlives_the_container() {
         return;
     }
     for ending in ["delete", "checkpoint"] {
-        let c = Container::new(&Shape {
-            args: vec!["/workload".into(), "precopy-idle".into()],
-            ..Shape::default()
-        });
+        let c = Container::new(&Shape { args: vec!["/workload".into(), "precopy-idle".into()], ..Shape::default() });
         c.run().ok();
         assert!(c.ready());
-        c.checkpoint(&Checkpoint {
-            images: "pre1",
-            ..ROUND
-        })
-        .ok();
+        c.checkpoint(&Checkpoint { images: "pre1", ..ROUND }).ok();
         match ending {
             "delete" => c.perform(c.lmrun().args(["delete", "--force", &c.id])).ok(),
-            _ => c
-                .checkpoint(&Checkpoint {
-                    parent: Some("pre1"),
-                    ..PLAIN
-                })
-                .ok(),
+            _ => c.checkpoint(&Checkpoint { parent: Some("pre1"), ..PLAIN }).ok(),
         };
         let root = c.root.to_string_lossy().into_owned();
         for _ in 0..100 {
@@ -277,9 +170,6 @@ fn nothing_outlives_the_container() {
         }
         let left = runtime_tests::host::commands(&[&root]);
         assert!(left.is_empty(), "after {ending}: {left:?}");
-        assert!(
-            runtime_tests::host::cgroups(&c.id).is_empty(),
-            "after {ending}: its cgroups are left"
-        );
+        assert!(runtime_tests::host::cgroups(&c.id).is_empty(), "after {ending}: its cgroups are left");
     }
 }

@@ -19,32 +19,18 @@ const PLAIN: Checkpoint<'static> = Checkpoint {
 /// The container is as it was, and nothing was begun.
 fn untouched(c: &Container) {
     assert!(!host::frozen(&c.id), "{}: its cgroup is frozen", c.id);
-    let made: Vec<_> = std::fs::read_dir(c.base.join("images"))
-        .unwrap()
-        .flatten()
-        .map(|e| e.path())
-        .collect();
+    let made: Vec<_> = std::fs::read_dir(c.base.join("images")).unwrap().flatten().map(|e| e.path()).collect();
     assert!(made.is_empty(), "images were begun: {made:?}");
 }
 
 /// The message names the task, the file or mapping, what it is (one of `words`), and what to do.
 fn explained(done: &Done, words: &[&str]) {
     let said = done.err.to_lowercase();
-    for demanded in [
-        "cannot checkpoint container",
-        "hint:",
-        "container: still running",
-    ] {
+    for demanded in ["cannot checkpoint container", "hint:", "container: still running"] {
         assert!(said.contains(demanded), "no {demanded:?} in: {done}");
     }
-    assert!(
-        said.contains("task ") || said.contains("pid "),
-        "no task is named: {done}"
-    );
-    assert!(
-        words.iter().any(|w| said.contains(&w.to_lowercase())),
-        "none of {words:?} is said: {done}"
-    );
+    assert!(said.contains("task ") || said.contains("pid "), "no task is named: {done}");
+    assert!(words.iter().any(|w| said.contains(&w.to_lowercase())), "none of {words:?} is said: {done}");
 }
 
 fn refused(workload: &str, words: &[&str]) {
@@ -66,17 +52,7 @@ fn refused(workload: &str, words: &[&str]) {
     if !c.ready() {
         return;
     }
-    let rounds = [
-        PLAIN,
-        Checkpoint {
-            leave_running: true,
-            ..PLAIN
-        },
-        Checkpoint {
-            pre_dump: true,
-            ..PLAIN
-        },
-    ];
+    let rounds = [PLAIN, Checkpoint { leave_running: true, ..PLAIN }, Checkpoint { pre_dump: true, ..PLAIN }];
     for (n, checkpoint) in (1..).zip(rounds) {
         let done = c.checkpoint(&checkpoint);
         // A round of pre-copy takes memory only; it may leave the verdict to the checkpoint proper.
@@ -134,10 +110,7 @@ fn refused_or_carried(workload: &str, words: &[&str]) {
     if !c.ready() {
         return;
     }
-    let done = c.checkpoint(&Checkpoint {
-        tcp_established: true,
-        ..PLAIN
-    });
+    let done = c.checkpoint(&Checkpoint { tcp_established: true, ..PLAIN });
     if done.succeeded() {
         c.restore(&c.images("final"), true).ok();
     } else {
@@ -196,11 +169,7 @@ fn established_without_the_flag() {
     explained(&done, &["--tcp-established"]);
     untouched(&c);
     c.check(1);
-    c.checkpoint(&Checkpoint {
-        tcp_established: true,
-        ..PLAIN
-    })
-    .ok();
+    c.checkpoint(&Checkpoint { tcp_established: true, ..PLAIN }).ok();
     let done = c.restore(&c.images("final"), false).failed();
     assert!(done.err.contains("--tcp-established"), "{done}");
     assert!(!c.alive(), "a refused restore leaves processes");
@@ -221,10 +190,7 @@ fn images_that_exist() {
     std::fs::write(c.images("final").join("inventory.img"), "precious").unwrap();
     let done = c.checkpoint(&PLAIN);
     let kept = std::fs::read(c.images("final").join("inventory.img")).unwrap();
-    assert!(
-        done.succeeded() || kept == b"precious",
-        "the old images were spoilt by a checkpoint that failed: {done}"
-    );
+    assert!(done.succeeded() || kept == b"precious", "the old images were spoilt by a checkpoint that failed: {done}");
     if !done.succeeded() {
         c.check(1);
     }

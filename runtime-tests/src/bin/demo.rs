@@ -14,9 +14,7 @@ use runtime_tests::migration::{Migration, Round};
 use runtime_tests::redis::Writer;
 
 fn main() -> ExitCode {
-    let mib = std::env::args()
-        .nth(1)
-        .map_or(Some(256), |text| text.parse().ok());
+    let mib = std::env::args().nth(1).map_or(Some(256), |text| text.parse().ok());
     let Some(mib) = mib else {
         eprintln!("usage: demo [MIB]");
         return ExitCode::from(2);
@@ -43,18 +41,12 @@ fn demo(mib: usize) -> Result<bool> {
     let writer = Writer::start(migration.connect()?);
     std::thread::sleep(Duration::from_secs(1));
 
-    println!(
-        "\n{:<22}{:>10}{:>12}{:>10}{:>12}",
-        "", "pages", "MiB", "time", "stopped for"
-    );
+    println!("\n{:<22}{:>10}{:>12}{:>10}{:>12}", "", "pages", "MiB", "time", "stopped for");
     let moved = Instant::now();
     for n in 1..=2 {
         let before = migration.received();
         // The first round moves everything, the second what has changed meanwhile: how much that is shows only then.
-        let bar = Bar::new(
-            &format!("pre-dump {n}"),
-            if n == 1 { mib as u64 } else { 0 },
-        );
+        let bar = Bar::new(&format!("pre-dump {n}"), if n == 1 { mib as u64 } else { 0 });
         let round = migration.pre_dump(|m| bar.show((m.received() - before) >> 20))?;
         bar.end();
         print_round(&format!("pre-dump {n}"), &round);
@@ -72,23 +64,14 @@ fn demo(mib: usize) -> Result<bool> {
     // The client goes on for a while at the new place.
     std::thread::sleep(Duration::from_secs(1));
     let record = writer.finish();
-    println!(
-        "the client: {} SETs and INCRs, each answer checked",
-        record.acknowledged
-    );
-    println!(
-        "longest gap between two answers: {} ms",
-        record.longest_gap(moved).as_millis()
-    );
+    println!("the client: {} SETs and INCRs, each answer checked", record.acknowledged);
+    println!("longest gap between two answers: {} ms", record.longest_gap(moved).as_millis());
     if let Some(failure) = &record.failure {
         println!("connection lost: {failure}");
         return Ok(false);
     }
     let (lost, doubled, wrong) = record.audit(&mut migration.connect()?)?;
-    println!(
-        "\nconnection kept, {} lost, {doubled} doubled",
-        lost + wrong
-    );
+    println!("\nconnection kept, {} lost, {doubled} doubled", lost + wrong);
     Ok((lost, doubled, wrong) == (0, 0, 0))
 }
 
@@ -112,11 +95,7 @@ struct Bar {
 
 impl Bar {
     fn new(label: &str, whole: u64) -> Bar {
-        Bar {
-            label: label.to_owned(),
-            whole,
-            terminal: std::io::stdout().is_terminal(),
-        }
+        Bar { label: label.to_owned(), whole, terminal: std::io::stdout().is_terminal() }
     }
 
     fn show(&self, done: u64) {
@@ -128,11 +107,7 @@ impl Bar {
             print!("\r{:<22}{done} MiB", self.label);
         } else {
             let filled = (done * WIDTH / self.whole).min(WIDTH) as usize;
-            let bar = format!(
-                "{}{}",
-                "#".repeat(filled),
-                ".".repeat(WIDTH as usize - filled)
-            );
+            let bar = format!("{}{}", "#".repeat(filled), ".".repeat(WIDTH as usize - filled));
             print!("\r{:<22}{bar} {done} of {} MiB", self.label, self.whole);
         }
         let _ = std::io::stdout().flush();

@@ -20,19 +20,13 @@ fn state_of(socket: &impl AsFd) -> &'static str {
 fn reaches(socket: &impl AsFd, wanted: &str) {
     let start = Instant::now();
     while state_of(socket) != wanted {
-        assert!(
-            start.elapsed() < Duration::from_secs(3),
-            "{} is not {wanted}",
-            state_of(socket)
-        );
+        assert!(start.elapsed() < Duration::from_secs(3), "{} is not {wanted}", state_of(socket));
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
 fn read_to_end(mut socket: &TcpStream) -> String {
-    socket
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut text = String::new();
     socket.read_to_string(&mut text).expect("read to the end");
     text
@@ -74,9 +68,7 @@ fn the_peer_closes_meanwhile() {
     peer.write_all(b"bye").unwrap();
     peer.shutdown(Shutdown::Write).unwrap();
     reaches(&here, "CLOSE_WAIT");
-    let stream = tcp_stream::read(here.as_fd(), &mut entry)
-        .unwrap()
-        .expect("open");
+    let stream = tcp_stream::read(here.as_fd(), &mut entry).unwrap().expect("open");
     assert_eq!((entry.state, stream.inq.len()), (state::CLOSE_WAIT, 3));
     assert_eq!(read_to_end(&here), "bye");
 }
@@ -111,10 +103,7 @@ fn fin_wait1() {
     let net = Triangle::new();
     let (_listener, mut here, mut peer) = connected(&net, HERE[0], HERE[0]);
     let connection = tcp::connection(&tcp::facts(here.as_fd()).unwrap().entry).unwrap();
-    let loss = Nft::open(net.b.fd())
-        .unwrap()
-        .lock("net-fin", &[connection])
-        .unwrap();
+    let loss = Nft::open(net.b.fd()).unwrap().lock("net-fin", &[connection]).unwrap();
     here.write_all(b"question").unwrap();
     here.shutdown(Shutdown::Write).unwrap();
     reaches(&here, "FIN_WAIT1");
@@ -140,19 +129,13 @@ fn last_ack() {
     peer.shutdown(Shutdown::Write).unwrap();
     reaches(&here, "CLOSE_WAIT");
     let connection = tcp::connection(&tcp::facts(here.as_fd()).unwrap().entry).unwrap();
-    let loss = Nft::open(net.b.fd())
-        .unwrap()
-        .lock("net-last", &[connection])
-        .unwrap();
+    let loss = Nft::open(net.b.fd()).unwrap().lock("net-last", &[connection]).unwrap();
     here.write_all(b"me too").unwrap();
     here.shutdown(Shutdown::Write).unwrap();
     reaches(&here, "LAST_ACK");
     let moved = move_connection(&net, here, Duration::ZERO);
     drop(loss);
-    assert_eq!(
-        read_to_end(&moved.socket.try_clone().unwrap().into()),
-        "enough"
-    );
+    assert_eq!(read_to_end(&moved.socket.try_clone().unwrap().into()), "enough");
     assert_eq!(read_to_end(&peer), "me too");
     reaches(&moved.socket, "CLOSE");
 }
@@ -171,21 +154,13 @@ fn closing() {
         "add chain inet loss input { type filter hook input priority -400 ; }",
         "add rule inet loss input tcp sport 7788 drop",
     ] {
-        assert!(
-            net.b.command("nft", command).status.success(),
-            "nft {command}"
-        );
+        assert!(net.b.command("nft", command).status.success(), "nft {command}");
     }
     here.shutdown(Shutdown::Write).unwrap();
     reaches(&here, "FIN_WAIT1");
     peer.shutdown(Shutdown::Write).unwrap();
     reaches(&here, "CLOSING");
-    assert!(
-        net.b
-            .command("nft", "delete table inet loss")
-            .status
-            .success()
-    );
+    assert!(net.b.command("nft", "delete table inet loss").status.success());
     let moved = move_connection(&net, here, Duration::ZERO);
     reaches(&moved.socket, "CLOSE");
 }

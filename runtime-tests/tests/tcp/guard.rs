@@ -45,10 +45,7 @@ fn the_driver_is_killed_in_the_bracket() {
     .expect("driver");
     let start = Instant::now();
     while !repair::in_repair(here.as_fd()).unwrap() {
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "the driver got that far"
-        );
+        assert!(start.elapsed() < Duration::from_secs(5), "the driver got that far");
         std::thread::sleep(Duration::from_millis(1));
     }
     std::thread::sleep(Duration::from_millis(20));
@@ -58,10 +55,7 @@ fn the_driver_is_killed_in_the_bracket() {
     let killed = Instant::now();
     waitpid(driver, None).unwrap();
     while repair::in_repair(here.as_fd()).unwrap() {
-        assert!(
-            killed.elapsed() < Duration::from_secs(1),
-            "the guard did nothing"
-        );
+        assert!(killed.elapsed() < Duration::from_secs(1), "the guard did nothing");
         std::thread::sleep(Duration::from_micros(100));
     }
     println!("out of repair mode after {:?}", killed.elapsed());
@@ -71,10 +65,7 @@ fn the_driver_is_killed_in_the_bracket() {
     peer.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     here.write_all(b"hello").expect("send");
     peer.read_exact(&mut [0; 5]).expect("receive");
-    assert_eq!(
-        sockopt::get_int(here.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap(),
-        1
-    );
+    assert_eq!(sockopt::get_int(here.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR).unwrap(), 1);
 }
 
 #[test]
@@ -93,10 +84,7 @@ fn dismissed_it_touches_nothing() {
     tcp_stream::silence(here.as_fd()).expect("repair");
     let start = Instant::now();
     guard.dismiss();
-    println!(
-        "spawn {spawned:?}, watch 600 {watched:?}, dismiss {:?}",
-        start.elapsed()
-    );
+    println!("spawn {spawned:?}, watch 600 {watched:?}, dismiss {:?}", start.elapsed());
     assert!(repair::in_repair(here.as_fd()).unwrap());
 }
 
@@ -122,8 +110,7 @@ fn after_the_commit_the_connection_ends_in_silence() {
     peer.write_all(b"x").expect("taken by the kernel");
     kill(driver, Signal::SIGKILL).unwrap();
     waitpid(driver, None).unwrap();
-    peer.set_read_timeout(Some(Duration::from_millis(200)))
-        .unwrap();
+    peer.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     // Neither a reset nor an end, but the timeout.
     let end = peer.read_exact(&mut [0]).expect_err("silence");
     assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock);

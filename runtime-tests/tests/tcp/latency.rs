@@ -15,9 +15,7 @@ const RETRANSMISSION: Duration = Duration::from_millis(200);
 /// Serves for a while: echoes what comes.
 fn serve(socket: &mut TcpStream, time: Duration) {
     let start = Instant::now();
-    socket
-        .set_read_timeout(Some(Duration::from_millis(5)))
-        .unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     let mut bytes = [0; 65536];
     while start.elapsed() < time {
         match socket.read(&mut bytes) {
@@ -29,10 +27,7 @@ fn serve(socket: &mut TcpStream, time: Duration) {
 }
 
 /// The longest gap of a client while its server moves, frozen for `frozen` before the lock.
-fn longest_gap(
-    frozen: Duration,
-    client: impl FnOnce(TcpStream, &AtomicBool) -> Duration + Send,
-) -> Duration {
+fn longest_gap(frozen: Duration, client: impl FnOnce(TcpStream, &AtomicBool) -> Duration + Send) -> Duration {
     let net = Triangle::new();
     let (_listener, mut here, peer) = connected(&net, HERE[0], HERE[0]);
     let stop = AtomicBool::new(false);
@@ -78,9 +73,7 @@ fn talk(peer: TcpStream, stop: &AtomicBool) -> Duration {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        reader
-            .set_read_timeout(Some(Duration::from_millis(400)))
-            .unwrap();
+        reader.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
         let mut longest = 0;
         let mut message = [0; 8];
         while !stop.load(Ordering::SeqCst) && reader.read_exact(&mut message).is_ok() {
@@ -95,9 +88,7 @@ fn a_request_in_flight_waits_for_no_timer() {
     if !able() {
         return;
     }
-    let mut gaps: Vec<Duration> = (0..5)
-        .map(|_| longest_gap(Duration::from_millis(10), ask))
-        .collect();
+    let mut gaps: Vec<Duration> = (0..5).map(|_| longest_gap(Duration::from_millis(10), ask)).collect();
     gaps.sort();
     println!("longest gap of an asking client, frozen 10 ms: {gaps:?}");
     assert!(gaps[2] < RETRANSMISSION / 2, "{gaps:?}");
@@ -108,9 +99,7 @@ fn a_message_held_back_by_nagle_waits_for_no_timer() {
     if !able() {
         return;
     }
-    let mut gaps: Vec<Duration> = (0..5)
-        .map(|_| longest_gap(Duration::from_millis(10), talk))
-        .collect();
+    let mut gaps: Vec<Duration> = (0..5).map(|_| longest_gap(Duration::from_millis(10), talk)).collect();
     gaps.sort();
     println!("longest gap of a talking client, frozen 10 ms: {gaps:?}");
     assert!(gaps[2] < RETRANSMISSION / 2, "{gaps:?}");

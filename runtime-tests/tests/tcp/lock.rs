@@ -14,9 +14,7 @@ use crate::net::{HERE, Triangle};
 fn pair(net: &Triangle, address: &str) -> (TcpStream, TcpStream) {
     let listener = net.a.run(|| TcpListener::bind((address, 0)).expect("bind"));
     let port = listener.local_addr().unwrap().port();
-    let peer = net
-        .b
-        .run(|| TcpStream::connect((address, port)).expect("connect"));
+    let peer = net.b.run(|| TcpStream::connect((address, port)).expect("connect"));
     (listener.accept().expect("accept").0, peer)
 }
 
@@ -59,9 +57,7 @@ fn only_its_own_connections() {
         println!("release {:?}", start.elapsed());
         drop(nft);
         println!("and close {:?}", start.elapsed());
-        locked_peer
-            .set_read_timeout(Some(Duration::from_secs(3)))
-            .unwrap();
+        locked_peer.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
         (&locked_peer).read_exact(&mut [0]).expect("retransmission");
         assert!(!net.a.tables().contains("lmrun"), "{}", net.a.tables());
     }
@@ -79,12 +75,7 @@ fn ends_with_its_owner() {
     // nft cannot change what is another's.
     let table = format!("lmrun-net-owner-{}", std::process::id());
     assert!(net.a.tables().contains(&table), "{}", net.a.tables());
-    assert!(
-        !net.a
-            .command("nft", &format!("delete table inet {table}"))
-            .status
-            .success()
-    );
+    assert!(!net.a.command("nft", &format!("delete table inet {table}")).status.success());
     assert!(stopped(&peer, &here));
     drop(lock);
     assert!(!net.a.tables().contains("lmrun"));
@@ -102,18 +93,13 @@ fn holds_for_a_time_after_the_owner() {
     let connections = [connection(&here), connection(&here6)];
     let nft = Nft::open(net.a.fd()).expect("nft");
     assert!(!nft.unhold("net-held").expect("nothing to remove"));
-    nft.hold("net-held", &connections, Duration::from_secs(30))
-        .expect("hold");
-    nft.hold("net-held", &connections, Duration::from_millis(600))
-        .expect("hold again");
+    nft.hold("net-held", &connections, Duration::from_secs(30)).expect("hold");
+    nft.hold("net-held", &connections, Duration::from_millis(600)).expect("hold again");
     drop(nft);
     assert!(net.a.tables().contains("lmrun-net-held"));
     assert!(stopped(&peer, &here) && stopped(&peer6, &here6));
     std::thread::sleep(Duration::from_millis(700));
-    assert!(
-        passes(&here, &peer) && passes(&here6, &peer6),
-        "the entries expire"
-    );
+    assert!(passes(&here, &peer) && passes(&here6, &peer6), "the entries expire");
     let nft = Nft::open(net.a.fd()).expect("nft");
     assert!(nft.unhold("net-held").expect("remove"));
     assert_eq!(net.a.tables(), "");
@@ -130,10 +116,7 @@ fn many_connections_and_fast() {
             .map(|i| {
                 let host = usize::from(i % 2 == 1);
                 let end = |port| (HERE[host].parse::<std::net::IpAddr>().unwrap(), port).into();
-                Connection {
-                    local: end(80),
-                    remote: end(1000 + i),
-                }
+                Connection { local: end(80), remote: end(1000 + i) }
             })
             .collect();
         let mut times = Vec::new();
@@ -146,24 +129,13 @@ fn many_connections_and_fast() {
             let nft = lock.release().expect("release");
             let released = start.elapsed() - opened - locked;
             drop(nft);
-            times.push([
-                opened,
-                locked,
-                released,
-                start.elapsed() - opened - locked - released,
-            ]);
+            times.push([opened, locked, released, start.elapsed() - opened - locked - released]);
         }
         for (i, what) in ["open", "lock", "release", "close"].into_iter().enumerate() {
             let mut times: Vec<Duration> = times.iter().map(|t| t[i]).collect();
             times.sort();
-            println!(
-                "{count} connections: {what} median {:?} worst {:?}",
-                times[10], times[19]
-            );
-            assert!(
-                what != "lock" || count > 1 || times[10] < Duration::from_millis(1),
-                "{times:?}"
-            );
+            println!("{count} connections: {what} median {:?} worst {:?}", times[10], times[19]);
+            assert!(what != "lock" || count > 1 || times[10] < Duration::from_millis(1), "{times:?}");
         }
     }
 }

@@ -18,17 +18,9 @@ use crate::stream::{End, Peer, settle};
 const PORT: u16 = 7788;
 
 /// A connection from `b` to the container in `a`: the container's end and the peer's.
-pub fn connected(
-    net: &Triangle,
-    listen_on: &str,
-    connect_to: &str,
-) -> (TcpListener, TcpStream, TcpStream) {
-    let listener = net
-        .a
-        .run(|| TcpListener::bind((listen_on, PORT)).expect("bind"));
-    let peer = net
-        .b
-        .run(|| TcpStream::connect((connect_to, PORT)).expect("connect"));
+pub fn connected(net: &Triangle, listen_on: &str, connect_to: &str) -> (TcpListener, TcpStream, TcpStream) {
+    let listener = net.a.run(|| TcpListener::bind((listen_on, PORT)).expect("bind"));
+    let peer = net.b.run(|| TcpStream::connect((connect_to, PORT)).expect("connect"));
     let (here, _) = listener.accept().expect("accept");
     (listener, here, peer)
 }
@@ -45,22 +37,15 @@ pub fn move_connection(net: &Triangle, socket: impl Into<OwnedFd>, frozen: Durat
     let mut facts = tcp::facts(old.as_fd()).expect("facts");
     assert_eq!(facts.kind, Kind::Connected);
     let connection = tcp::connection(&facts.entry).expect("connection");
-    let (nft, raw) = (
-        Nft::open(net.a.fd()).expect("nft"),
-        RawTcp::open(net.c.fd()).expect("raw"),
-    );
+    let (nft, raw) = (Nft::open(net.a.fd()).expect("nft"), RawTcp::open(net.c.fd()).expect("raw"));
     std::thread::sleep(frozen);
     let start = Instant::now();
     let lock = nft.lock("net-move", &[connection]).expect("lock");
     let locked = start.elapsed();
-    let stream = tcp_stream::read(old.as_fd(), &mut facts.entry)
-        .expect("stream")
-        .expect("open");
+    let stream = tcp_stream::read(old.as_fd(), &mut facts.entry).expect("stream").expect("open");
     tcp_stream::silence(old.as_fd()).expect("silence");
     let read = start.elapsed();
-    let silent = net.c.run(|| {
-        tcp_stream::create(&facts.entry, Some(&facts.more), stream.clone()).expect("create")
-    });
+    let silent = net.c.run(|| tcp_stream::create(&facts.entry, Some(&facts.more), stream.clone()).expect("create"));
     let made = start.elapsed();
     net.route("to-c");
     let switched = start.elapsed();
@@ -116,24 +101,15 @@ fn stream_survives(listen_on: &str, connect_to: &str, queues: Queues) {
             peer.sends(false);
             std::thread::sleep(Duration::from_millis(100));
             while here.receive() != Some(0) {}
-            let connection =
-                tcp::connection(&tcp::facts(here.socket.as_fd()).expect("facts").entry).unwrap();
-            loss = Some(
-                Nft::open(net.b.fd())
-                    .unwrap()
-                    .lock("net-loss", &[connection])
-                    .expect("loss"),
-            );
+            let connection = tcp::connection(&tcp::facts(here.socket.as_fd()).expect("facts").entry).unwrap();
+            loss = Some(Nft::open(net.b.fd()).unwrap().lock("net-loss", &[connection]).expect("loss"));
             std::thread::sleep(Duration::from_millis(20));
             here.send(8000);
             here.send(500_000);
         }
     }
     let moved = move_connection(&net, here.socket.try_clone().unwrap(), Duration::ZERO);
-    let (unsent, outq) = (
-        moved.stream.entry.unsq_len.unwrap() as usize,
-        moved.stream.outq.len(),
-    );
+    let (unsent, outq) = (moved.stream.entry.unsq_len.unwrap() as usize, moved.stream.outq.len());
     match queues {
         Queues::AsTheyCome => {}
         Queues::FullReceive => assert!(moved.stream.inq.len() > 65536),
@@ -145,23 +121,12 @@ fn stream_survives(listen_on: &str, connect_to: &str, queues: Queues) {
     peer.receives(true);
     peer.sends(true);
     // What was really lost is sent again after a second: the restored socket knows no round-trip time.
-    here.pump(Duration::from_millis(if queues == Queues::Unacked {
-        1500
-    } else {
-        300
-    }));
+    here.pump(Duration::from_millis(if queues == Queues::Unacked { 1500 } else { 300 }));
     let before = here.progress();
     here.pump(Duration::from_millis(300));
     let after = here.progress();
-    println!(
-        "after the move: {} and {} bytes in 300 ms",
-        after.0 - before.0,
-        after.1 - before.1
-    );
-    assert!(
-        after.0 > before.0 && after.1 > before.1,
-        "the stream goes on"
-    );
+    println!("after the move: {} and {} bytes in 300 ms", after.0 - before.0, after.1 - before.1);
+    assert!(after.0 > before.0 && after.1 > before.1, "the stream goes on");
     let mut there = peer.stop();
     settle(&mut here, &mut there);
 }
@@ -214,9 +179,7 @@ fn many_connections_in_one_bracket() {
     }
     const COUNT: usize = 200;
     let net = Triangle::new();
-    let listener = net
-        .a
-        .run(|| TcpListener::bind((HERE[0], PORT)).expect("bind"));
+    let listener = net.a.run(|| TcpListener::bind((HERE[0], PORT)).expect("bind"));
     let (here, peers): (Vec<TcpStream>, Vec<TcpStream>) = net.b.run(|| {
         let pair = |_| {
             let peer = TcpStream::connect((HERE[0], PORT)).expect("connect");
@@ -227,54 +190,29 @@ fn many_connections_in_one_bracket() {
     for (i, mut peer) in peers.iter().enumerate() {
         peer.write_all(&[i as u8; 100]).expect("send");
     }
-    let (nft, raw) = (
-        Nft::open(net.a.fd()).unwrap(),
-        RawTcp::open(net.c.fd()).unwrap(),
-    );
+    let (nft, raw) = (Nft::open(net.a.fd()).unwrap(), RawTcp::open(net.c.fd()).unwrap());
     let mut times = vec![("", Instant::now())];
-    let mut facts: Vec<Facts> = here
-        .iter()
-        .map(|h| tcp::facts(h.as_fd()).expect("facts"))
-        .collect();
+    let mut facts: Vec<Facts> = here.iter().map(|h| tcp::facts(h.as_fd()).expect("facts")).collect();
     times.push(("facts", Instant::now()));
-    let connections: Vec<_> = facts
-        .iter()
-        .map(|f| tcp::connection(&f.entry).unwrap())
-        .collect();
+    let connections: Vec<_> = facts.iter().map(|f| tcp::connection(&f.entry).unwrap()).collect();
     let lock = nft.lock("net-bracket", &connections).expect("lock");
     times.push(("lock", Instant::now()));
-    let read = |(h, f): (&TcpStream, &mut Facts)| {
-        tcp_stream::read(h.as_fd(), &mut f.entry)
-            .expect("stream")
-            .expect("open")
-    };
+    let read =
+        |(h, f): (&TcpStream, &mut Facts)| tcp_stream::read(h.as_fd(), &mut f.entry).expect("stream").expect("open");
     let streams: Vec<Stream> = here.iter().zip(&mut facts).map(read).collect();
-    here.iter()
-        .for_each(|h| tcp_stream::silence(h.as_fd()).expect("silence"));
+    here.iter().for_each(|h| tcp_stream::silence(h.as_fd()).expect("silence"));
     times.push(("read", Instant::now()));
     let silent: Vec<_> = net.c.run(|| {
         let create = |(f, s): (&Facts, Stream)| tcp_stream::create(&f.entry, Some(&f.more), s);
-        facts
-            .iter()
-            .zip(streams)
-            .map(create)
-            .map(|s| s.expect("create"))
-            .collect()
+        facts.iter().zip(streams).map(create).map(|s| s.expect("create")).collect()
     });
     times.push(("create", Instant::now()));
     net.route("to-c");
     times.push(("route", Instant::now()));
-    let live: Vec<_> = silent
-        .into_iter()
-        .map(|s| s.go_live(&raw).expect("go live"))
-        .collect();
+    let live: Vec<_> = silent.into_iter().map(|s| s.go_live(&raw).expect("go live")).collect();
     times.push(("go live", Instant::now()));
     for pair in times.windows(2) {
-        println!(
-            "{COUNT} connections: {} {:?}",
-            pair[1].0,
-            pair[1].1 - pair[0].1
-        );
+        println!("{COUNT} connections: {} {:?}", pair[1].0, pair[1].1 - pair[0].1);
     }
     drop((here, lock));
     for (i, (socket, mut peer)) in live.into_iter().zip(&peers).enumerate() {

@@ -34,11 +34,7 @@ impl Namespace {
     /// Runs ip(8) in the namespace.
     pub fn ip(&self, arguments: &str) {
         let output = self.command("ip", arguments);
-        assert!(
-            output.status.success(),
-            "ip {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The namespace's nftables tables, as nft(8) lists them.
@@ -47,12 +43,7 @@ impl Namespace {
     }
 
     pub fn command(&self, program: &str, arguments: &str) -> std::process::Output {
-        self.run(|| {
-            Command::new(program)
-                .args(arguments.split(' '))
-                .output()
-                .expect(program)
-        })
+        self.run(|| Command::new(program).args(arguments.split(' ')).output().expect(program))
     }
 
     fn path(&self) -> String {
@@ -78,25 +69,14 @@ impl Triangle {
         let b = Namespace::new();
         let switch = b.run(|| {
             let mut ip = Command::new("ip");
-            ip.args(["-batch", "-"])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped());
+            ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
             Mutex::new(ip.spawn().expect("ip"))
         });
-        let net = Self {
-            a: Namespace::new(),
-            b,
-            c: Namespace::new(),
-            switch,
-        };
-        for (host, link, [local, mac]) in [
-            (&net.a, "to-a", ["fe80::a", "02:00:00:00:00:0a"]),
-            (&net.c, "to-c", ["fe80::c", "02:00:00:00:00:0c"]),
-        ] {
-            net.b.ip(&format!(
-                "link add {link} type veth peer name eth0 address {mac} netns {}",
-                host.path()
-            ));
+        let net = Self { a: Namespace::new(), b, c: Namespace::new(), switch };
+        for (host, link, [local, mac]) in
+            [(&net.a, "to-a", ["fe80::a", "02:00:00:00:00:0a"]), (&net.c, "to-c", ["fe80::c", "02:00:00:00:00:0c"])]
+        {
+            net.b.ip(&format!("link add {link} type veth peer name eth0 address {mac} netns {}", host.path()));
             net.b.ip(&format!("link set {link} up"));
             host.ip("link set eth0 up");
             host.ip(&format!("addr add {}/24 dev eth0", HERE[0]));
@@ -104,10 +84,7 @@ impl Triangle {
             host.ip(&format!("addr add {local}/64 dev eth0 nodad"));
             // Unlike ARP, neighbour discovery does not find an address of the loopback.
             net.b.ip(&format!("addr add fe80::b/64 dev {link} nodad"));
-            host.ip(&format!(
-                "-6 route add {}/128 via fe80::b dev eth0",
-                PEER[1]
-            ));
+            host.ip(&format!("-6 route add {}/128 via fe80::b dev eth0", PEER[1]));
         }
         net.b.ip(&format!("addr add {}/32 dev lo", PEER[0]));
         net.b.ip(&format!("addr add {}/128 dev lo nodad", PEER[1]));
@@ -125,12 +102,7 @@ impl Triangle {
         // Its answer says that all is done.
         writeln!(commands, "route get {}", HERE[0]).expect("ip");
         let mut answer = [0; 4096];
-        let len = ip
-            .stdout
-            .as_mut()
-            .expect("stdout")
-            .read(&mut answer)
-            .expect("ip");
+        let len = ip.stdout.as_mut().expect("stdout").read(&mut answer).expect("ip");
         let answer = String::from_utf8_lossy(&answer[..len]);
         assert!(answer.contains(link), "ip route get: {answer}");
     }

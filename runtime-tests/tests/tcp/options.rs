@@ -48,13 +48,7 @@ fn set_up(fd: BorrowedFd<'_>) {
         set_int(fd, level, name, value).unwrap_or_else(|e| panic!("{level}/{name}: {e}"));
     }
     set_words(fd, SOL_SOCKET, libc::SO_LINGER, &[1, 5]).unwrap();
-    set_bytes(
-        fd,
-        SOL_SOCKET,
-        libc::SO_RCVTIMEO,
-        &[2u64.to_ne_bytes(), 500_000u64.to_ne_bytes()].concat(),
-    )
-    .unwrap();
+    set_bytes(fd, SOL_SOCKET, libc::SO_RCVTIMEO, &[2u64.to_ne_bytes(), 500_000u64.to_ne_bytes()].concat()).unwrap();
     set_bytes(fd, IPPROTO_TCP, libc::TCP_CONGESTION, b"reno").unwrap();
 }
 
@@ -62,10 +56,7 @@ fn set_up(fd: BorrowedFd<'_>) {
 fn comparable(mut facts: Facts) -> Facts {
     facts.entry.ino = 0;
     facts.pending = 0;
-    facts
-        .more
-        .options
-        .retain(|o| (o.level, o.name) != (IPPROTO_TCP as u32, libc::TCP_WINDOW_CLAMP as u32));
+    facts.more.options.retain(|o| (o.level, o.name) != (IPPROTO_TCP as u32, libc::TCP_WINDOW_CLAMP as u32));
     facts
 }
 
@@ -87,9 +78,7 @@ fn of_a_connection() {
         let after = comparable(tcp::facts(moved.socket.as_fd()).unwrap());
         assert_eq!(before, after);
         peer.write_all(b"on we go").unwrap();
-        TcpStream::from(moved.socket)
-            .read_exact(&mut [0; 8])
-            .unwrap();
+        TcpStream::from(moved.socket).read_exact(&mut [0; 8]).unwrap();
     }
 }
 
@@ -114,31 +103,20 @@ fn of_a_listening_socket() {
         return;
     }
     let net = Triangle::new();
-    for (address, only) in [
-        ("10.88.0.1", None),
-        ("::", Some(0)),
-        ("::", Some(1)),
-        ("fd88::1", None),
-    ] {
+    for (address, only) in [("10.88.0.1", None), ("::", Some(0)), ("::", Some(1)), ("fd88::1", None)] {
         let listener = net.a.run(|| TcpListener::bind((address, 7000)).unwrap());
         set_up(listener.as_fd());
         set_int(listener.as_fd(), IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 3).unwrap();
         set_int(listener.as_fd(), IPPROTO_TCP, libc::TCP_FASTOPEN, 9).unwrap();
         nix::unistd::fchown(listener.as_fd(), Some(1000.into()), None).unwrap();
-        let old = if let Some(only) = only {
-            unbound_v6(&net, only)
-        } else {
-            listener.into()
-        };
+        let old = if let Some(only) = only { unbound_v6(&net, only) } else { listener.into() };
         let before = comparable(tcp::facts(old.as_fd()).unwrap());
         assert_eq!(before.kind, Kind::Listening);
         // The kernel sets it by itself when the address is a particular one.
         let expected = address.contains(':').then_some(only != Some(0));
         assert_eq!(before.entry.v6only, expected);
         drop(old);
-        let new = net
-            .c
-            .run(|| tcp::create_listening(&before.entry, Some(&before.more)).unwrap());
+        let new = net.c.run(|| tcp::create_listening(&before.entry, Some(&before.more)).unwrap());
         assert_eq!(before, comparable(tcp::facts(new.as_fd()).unwrap()));
     }
 }
@@ -168,19 +146,14 @@ fn a_listener_beside_its_connections() {
             let facts = tcp::facts(listener.as_fd()).unwrap();
             assert_eq!(facts.pending, 0);
             drop(listener);
-            let create = || {
-                net.c
-                    .run(|| tcp::create_listening(&facts.entry, Some(&facts.more)).unwrap())
-            };
+            let create = || net.c.run(|| tcp::create_listening(&facts.entry, Some(&facts.more)).unwrap());
             // Before its connections are live, or while they have SO_REUSEADDR.
             let early = listener_first.then(create);
             let moved = move_connection(&net, here, Duration::ZERO);
             let listener = TcpListener::from(early.unwrap_or_else(create));
             let again = get_int(listener.as_fd(), SOL_SOCKET, libc::SO_REUSEADDR).unwrap();
             assert_eq!(again, reuse);
-            let another = net
-                .b
-                .run(|| TcpStream::connect(peer.peer_addr().unwrap()).unwrap());
+            let another = net.b.run(|| TcpStream::connect(peer.peer_addr().unwrap()).unwrap());
             listener.accept().unwrap();
             drop((moved, another));
         }
@@ -198,11 +171,7 @@ fn of_a_socket_without_connection() {
             let old = net.a.run(|| {
                 let new = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
                 if bound {
-                    let any = if family == AddressFamily::Inet {
-                        "0.0.0.0:7002"
-                    } else {
-                        "[::]:7002"
-                    };
+                    let any = if family == AddressFamily::Inet { "0.0.0.0:7002" } else { "[::]:7002" };
                     address::bind(new.as_fd(), any.parse().unwrap()).unwrap();
                 }
                 new
@@ -211,9 +180,7 @@ fn of_a_socket_without_connection() {
             let before = comparable(tcp::facts(old.as_fd()).unwrap());
             assert_eq!(before.kind, Kind::Unconnected);
             drop(old);
-            let new = net
-                .c
-                .run(|| tcp::create_unconnected(&before.entry, Some(&before.more)).unwrap());
+            let new = net.c.run(|| tcp::create_unconnected(&before.entry, Some(&before.more)).unwrap());
             assert_eq!(before, comparable(tcp::facts(new.as_fd()).unwrap()));
         }
     }
@@ -232,15 +199,10 @@ fn of_a_connection_that_has_ended() {
     std::thread::sleep(Duration::from_millis(50));
     let facts = tcp::facts(here.as_fd()).unwrap();
     assert_eq!(facts.kind, Kind::Unconnected);
-    let new = net
-        .c
-        .run(|| tcp::create_unconnected(&facts.entry, Some(&facts.more)).unwrap());
+    let new = net.c.run(|| tcp::create_unconnected(&facts.entry, Some(&facts.more)).unwrap());
     let mut new = TcpStream::from(new);
     assert_eq!(new.read(&mut [0; 8]).unwrap(), 0);
-    assert_eq!(
-        new.write(b"x").unwrap_err().kind(),
-        std::io::ErrorKind::BrokenPipe
-    );
+    assert_eq!(new.write(b"x").unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
 }
 
 /// A connection that was asked for is asked for again, and a process that waits for it gets it.
@@ -253,11 +215,7 @@ fn of_a_connection_that_is_not_answered_yet() {
         let net = Triangle::new();
         let peer = SocketAddr::new(peer_ip.parse().unwrap(), 9000);
         let old = net.a.run(|| {
-            let family = if peer.is_ipv4() {
-                AddressFamily::Inet
-            } else {
-                AddressFamily::Inet6
-            };
+            let family = if peer.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let new = socket(family, SockType::Stream, flags, None).unwrap();
             // No route back: nobody answers.
@@ -269,26 +227,18 @@ fn of_a_connection_that_is_not_answered_yet() {
         let mut facts = tcp::facts(old.as_fd()).unwrap();
         assert_eq!(facts.kind, Kind::Connecting);
         assert_eq!(tcp::connection(&facts.entry).unwrap().remote, peer);
-        assert_eq!(
-            tcp_stream::read(old.as_fd(), &mut facts.entry).unwrap(),
-            None
-        );
+        assert_eq!(tcp_stream::read(old.as_fd(), &mut facts.entry).unwrap(), None);
         drop(old);
         net.route("to-c");
         let listener = net.b.run(|| TcpListener::bind(peer).unwrap());
         let raw = RawTcp::open(net.c.fd()).unwrap();
-        let silent = net
-            .c
-            .run(|| tcp_stream::create_connecting(&facts.entry, Some(&facts.more)).unwrap());
+        let silent = net.c.run(|| tcp_stream::create_connecting(&facts.entry, Some(&facts.more)).unwrap());
         let mut here = TcpStream::from(silent.go_live(&raw).unwrap());
         let (mut there, from) = listener.accept().unwrap();
         assert_eq!(from, tcp::connection(&facts.entry).unwrap().local);
         there.write_all(b"welcome").unwrap();
         here.read_exact(&mut [0; 7]).unwrap();
-        assert_eq!(
-            get_int(here.as_fd(), IPPROTO_TCP, libc::TCP_NODELAY).unwrap(),
-            1
-        );
+        assert_eq!(get_int(here.as_fd(), IPPROTO_TCP, libc::TCP_NODELAY).unwrap(), 1);
     }
 }
 
@@ -308,13 +258,8 @@ fn unsent_data_above_the_low_water_mark() {
     set_int(here.as_fd(), IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4096).unwrap();
     let moved = move_connection(&net, here, Duration::ZERO);
     assert!(moved.stream.entry.unsq_len.unwrap() > 16384);
-    assert_eq!(
-        get_int(moved.socket.as_fd(), IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT).unwrap(),
-        4096
-    );
-    TcpStream::from(moved.socket)
-        .shutdown(std::net::Shutdown::Write)
-        .unwrap();
+    assert_eq!(get_int(moved.socket.as_fd(), IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT).unwrap(), 4096);
+    TcpStream::from(moved.socket).shutdown(std::net::Shutdown::Write).unwrap();
     let mut received = Vec::new();
     (&peer).read_to_end(&mut received).unwrap();
     assert_eq!(received, vec![7; sent]);

@@ -16,11 +16,7 @@ pub struct End {
 impl End {
     pub fn new(socket: TcpStream) -> Self {
         socket.set_nonblocking(true).expect("O_NONBLOCK");
-        Self {
-            socket,
-            sent: 0,
-            received: 0,
-        }
+        Self { socket, sent: 0, received: 0 }
     }
 
     /// Goes on with another socket where the former stopped.
@@ -99,17 +95,9 @@ impl Peer {
         let mut end = End::new(socket);
         let thread = std::thread::spawn(move || {
             while !switches.stops.load(Ordering::SeqCst) {
-                let sent = if switches.sends.load(Ordering::SeqCst) {
-                    end.send(8000)
-                } else {
-                    0
-                };
+                let sent = if switches.sends.load(Ordering::SeqCst) { end.send(8000) } else { 0 };
                 let receives = switches.receives.load(Ordering::SeqCst);
-                let received = if receives {
-                    end.receive().expect("stream goes on")
-                } else {
-                    0
-                };
+                let received = if receives { end.receive().expect("stream goes on") } else { 0 };
                 if sent + received == 0 {
                     std::thread::sleep(Duration::from_micros(200));
                 }
@@ -145,8 +133,7 @@ pub fn settle(here: &mut End, there: &mut End) {
             here.progress(),
             there.progress()
         );
-        let received =
-            here.receive().expect("stream goes on") + there.receive().expect("stream goes on");
+        let received = here.receive().expect("stream goes on") + there.receive().expect("stream goes on");
         if received == 0 {
             std::thread::sleep(Duration::from_micros(200));
         }

@@ -30,10 +30,7 @@ fn now() -> Duration {
 }
 
 fn timespec(d: Duration) -> libc::timespec {
-    libc::timespec {
-        tv_sec: d.as_secs() as i64,
-        tv_nsec: d.subsec_nanos() as i64,
-    }
+    libc::timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos() as i64 }
 }
 
 /// The result of a blocked call, as -errno or value, and when it came.
@@ -45,28 +42,16 @@ struct Blocked {
 }
 
 /// Runs `call` on a thread of its own; it is to return `expected` (a value, or -errno).
-fn start(
-    name: &'static str,
-    expected: i64,
-    call: impl FnOnce() -> i64 + Send + 'static,
-) -> Blocked {
+fn start(name: &'static str, expected: i64, call: impl FnOnce() -> i64 + Send + 'static) -> Blocked {
     let (tell, outcome) = mpsc::channel();
     let since = now();
     std::thread::spawn(move || {
         let value = call();
-        let value = if value == -1 {
-            -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
-        } else {
-            value
-        };
+        let value =
+            if value == -1 { -i64::from(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)) } else { value };
         let _ = tell.send((value, now()));
     });
-    Blocked {
-        name,
-        expected,
-        since,
-        outcome,
-    }
+    Blocked { name, expected, since, outcome }
 }
 
 /// Every call in `calls` lasts LONG; a check waits for its end and starts it anew.
@@ -76,26 +61,10 @@ fn timed(make: fn() -> Vec<Blocked>) -> Fallible<Check> {
         for call in std::mem::take(&mut calls) {
             let waited = call.outcome.recv_timeout(LONG + LATE);
             let (value, at) = waited.map_err(|_| format!("{}: does not return", call.name))?;
-            same(
-                format!("{}: result (or -errno)", call.name),
-                call.expected,
-                value,
-            )?;
+            same(format!("{}: result (or -errno)", call.name), call.expected, value)?;
             let took = at.saturating_sub(call.since);
-            holds(
-                took >= LONG,
-                format!(
-                    "{}: came back after {took:?}, asked for {LONG:?}",
-                    call.name
-                ),
-            )?;
-            holds(
-                took <= LONG + LATE,
-                format!(
-                    "{}: came back after {took:?}, asked for {LONG:?}",
-                    call.name
-                ),
-            )?;
+            holds(took >= LONG, format!("{}: came back after {took:?}, asked for {LONG:?}", call.name))?;
+            holds(took <= LONG + LATE, format!("{}: came back after {took:?}, asked for {LONG:?}", call.name))?;
         }
         calls = make();
         Ok(())
@@ -108,34 +77,17 @@ fn sleeps(_: &mut Stage) -> Fallible<Check> {
             let mut at: libc::timespec = unsafe { std::mem::zeroed() };
             unsafe { libc::clock_gettime(clock, &mut at) };
             // A little more, so that it is no earlier than a LONG from when the call begins.
-            timespec(
-                Duration::new(at.tv_sec as u64, at.tv_nsec as u32)
-                    + LONG
-                    + Duration::from_millis(50),
-            )
+            timespec(Duration::new(at.tv_sec as u64, at.tv_nsec as u32) + LONG + Duration::from_millis(50))
         };
         let sleep = move |clock: i32, flags: i32, time: libc::timespec| unsafe {
-            i64::from(-libc::clock_nanosleep(
-                clock,
-                flags,
-                &time,
-                std::ptr::null_mut(),
-            ))
+            i64::from(-libc::clock_nanosleep(clock, flags, &time, std::ptr::null_mut()))
         };
         let (monotonic, boottime) = (until(libc::CLOCK_MONOTONIC), until(libc::CLOCK_BOOTTIME));
         vec![
-            start("nanosleep", 0, || unsafe {
-                i64::from(libc::nanosleep(&timespec(LONG), std::ptr::null_mut()))
-            }),
-            start("clock_nanosleep, relative", 0, move || {
-                sleep(libc::CLOCK_MONOTONIC, 0, timespec(LONG))
-            }),
-            start("clock_nanosleep, real time, relative", 0, move || {
-                sleep(libc::CLOCK_REALTIME, 0, timespec(LONG))
-            }),
-            start("clock_nanosleep, absolute", 0, move || {
-                sleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, monotonic)
-            }),
+            start("nanosleep", 0, || unsafe { i64::from(libc::nanosleep(&timespec(LONG), std::ptr::null_mut())) }),
+            start("clock_nanosleep, relative", 0, move || sleep(libc::CLOCK_MONOTONIC, 0, timespec(LONG))),
+            start("clock_nanosleep, real time, relative", 0, move || sleep(libc::CLOCK_REALTIME, 0, timespec(LONG))),
+            start("clock_nanosleep, absolute", 0, move || sleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, monotonic)),
             start("clock_nanosleep, boot time, absolute", 0, move || {
                 sleep(libc::CLOCK_BOOTTIME, libc::TIMER_ABSTIME, boottime)
             }),
@@ -154,43 +106,23 @@ fn polls(_: &mut Stage) -> Fallible<Check> {
     timed(|| {
         let milliseconds = LONG.as_millis() as i32;
         let fd = silent_pipe();
-        let entry = move || libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let entry = move || libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let set = move || unsafe {
             let mut set: libc::fd_set = std::mem::zeroed();
             libc::FD_SET(fd, &mut set);
             set
         };
         vec![
-            start("poll", 0, move || unsafe {
-                i64::from(libc::poll(&mut entry(), 1, milliseconds))
-            }),
+            start("poll", 0, move || unsafe { i64::from(libc::poll(&mut entry(), 1, milliseconds)) }),
             start("poll of nothing", 0, move || unsafe {
                 i64::from(libc::poll(std::ptr::null_mut(), 0, milliseconds))
             }),
             start("ppoll", 0, move || unsafe {
-                i64::from(libc::ppoll(
-                    &mut entry(),
-                    1,
-                    &timespec(LONG),
-                    std::ptr::null(),
-                ))
+                i64::from(libc::ppoll(&mut entry(), 1, &timespec(LONG), std::ptr::null()))
             }),
             start("select", 0, move || unsafe {
-                let mut time = libc::timeval {
-                    tv_sec: LONG.as_secs() as i64,
-                    tv_usec: LONG.subsec_micros() as i64,
-                };
-                i64::from(libc::select(
-                    fd + 1,
-                    &mut set(),
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                    &mut time,
-                ))
+                let mut time = libc::timeval { tv_sec: LONG.as_secs() as i64, tv_usec: LONG.subsec_micros() as i64 };
+                i64::from(libc::select(fd + 1, &mut set(), std::ptr::null_mut(), std::ptr::null_mut(), &mut time))
             }),
             start("pselect", 0, move || unsafe {
                 i64::from(libc::pselect(
@@ -204,10 +136,7 @@ fn polls(_: &mut Stage) -> Fallible<Check> {
             }),
             start("epoll_wait", 0, move || unsafe {
                 let epoll = libc::epoll_create1(0);
-                let mut event = libc::epoll_event {
-                    events: libc::EPOLLIN as u32,
-                    u64: 1,
-                };
+                let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 1 };
                 libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut event);
                 let result = libc::epoll_wait(epoll, &mut event, 1, milliseconds);
                 libc::close(epoll);
@@ -237,19 +166,11 @@ fn futexes(_: &mut Stage) -> Fallible<Check> {
         let until = timespec(now() + LONG + Duration::from_millis(50));
         vec![
             start("futex, relative", timed_out, || {
-                wait(
-                    libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-                    Some(timespec(LONG)),
-                )
+                wait(libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, Some(timespec(LONG)))
             }),
-            start("futex, shared, relative", timed_out, || {
-                wait(libc::FUTEX_WAIT, Some(timespec(LONG)))
-            }),
+            start("futex, shared, relative", timed_out, || wait(libc::FUTEX_WAIT, Some(timespec(LONG)))),
             start("futex, absolute", timed_out, move || {
-                wait(
-                    libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG,
-                    Some(until),
-                )
+                wait(libc::FUTEX_WAIT_BITSET | libc::FUTEX_PRIVATE_FLAG, Some(until))
             }),
         ]
     })
@@ -261,11 +182,7 @@ fn signals(_: &mut Stage) -> Fallible<Check> {
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigaddset(&mut set, libc::SIGUSR1);
             libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-            i64::from(libc::sigtimedwait(
-                &set,
-                std::ptr::null_mut(),
-                &timespec(LONG),
-            ))
+            i64::from(libc::sigtimedwait(&set, std::ptr::null_mut(), &timespec(LONG)))
         })]
     })
 }
@@ -290,23 +207,13 @@ fn for_good(_: &mut Stage) -> Fallible<Check> {
             libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, 0, 0, 0, 0)
         }),
         start("poll", 0, move || unsafe {
-            i64::from(libc::poll(
-                &mut libc::pollfd {
-                    fd,
-                    events: libc::POLLIN,
-                    revents: 0,
-                },
-                1,
-                -1,
-            ))
+            i64::from(libc::poll(&mut libc::pollfd { fd, events: libc::POLLIN, revents: 0 }, 1, -1))
         }),
         start("epoll_wait", 0, || unsafe {
             let epoll = libc::epoll_create1(0);
             i64::from(libc::epoll_wait(epoll, &mut std::mem::zeroed(), 1, -1))
         }),
-        start("read", 0, move || unsafe {
-            libc::read(fd, [0u8; 8].as_mut_ptr().cast(), 8) as i64
-        }),
+        start("read", 0, move || unsafe { libc::read(fd, [0u8; 8].as_mut_ptr().cast(), 8) as i64 }),
     ];
     Ok(Box::new(move || {
         std::thread::sleep(Duration::from_millis(50));
@@ -327,12 +234,7 @@ fn io(_: &mut Stage) -> Fallible<Check> {
     sys!(pipe(full.as_mut_ptr()))?;
     crate::kernel::write(full[1], &[7; 65536])?;
     let mut pair = [0; 2];
-    sys!(socketpair(
-        libc::AF_UNIX,
-        libc::SOCK_STREAM,
-        0,
-        pair.as_mut_ptr()
-    ))?;
+    sys!(socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()))?;
     let event = sys!(eventfd(0, 0))? as i32;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
     let address = listener.local_addr().map_err(|e| e.to_string())?;
@@ -340,9 +242,7 @@ fn io(_: &mut Stage) -> Fallible<Check> {
     let begin = move || {
         let listener = listener.clone();
         vec![
-            start("read of a pipe", 5, move || unsafe {
-                libc::read(pipe[0], [0u8; 8].as_mut_ptr().cast(), 8) as i64
-            }),
+            start("read of a pipe", 5, move || unsafe { libc::read(pipe[0], [0u8; 8].as_mut_ptr().cast(), 8) as i64 }),
             start("write to a full pipe", 4096, move || unsafe {
                 libc::write(full[1], [7u8; 4096].as_ptr().cast(), 4096) as i64
             }),
@@ -360,10 +260,7 @@ fn io(_: &mut Stage) -> Fallible<Check> {
         std::thread::sleep(Duration::from_millis(20));
         for call in &calls {
             if let Ok((value, _)) = call.outcome.try_recv() {
-                return Err(format!(
-                    "{}: came back with {value} before it was served",
-                    call.name
-                ));
+                return Err(format!("{}: came back with {value} before it was served", call.name));
             }
         }
         crate::kernel::write(pipe[1], b"hello")?;
@@ -372,15 +269,8 @@ fn io(_: &mut Stage) -> Fallible<Check> {
         crate::kernel::write(event, &1u64.to_ne_bytes())?;
         let _client = std::net::TcpStream::connect(address).map_err(|e| e.to_string())?;
         for call in std::mem::take(&mut calls) {
-            let (value, _) = call
-                .outcome
-                .recv_timeout(LATE)
-                .map_err(|_| format!("{}: does not return", call.name))?;
-            same(
-                format!("{}: result (or -errno)", call.name),
-                call.expected,
-                value,
-            )?;
+            let (value, _) = call.outcome.recv_timeout(LATE).map_err(|_| format!("{}: does not return", call.name))?;
+            same(format!("{}: result (or -errno)", call.name), call.expected, value)?;
         }
         calls = begin();
         Ok(())
@@ -394,11 +284,7 @@ fn wait(_: &mut Stage) -> Fallible<Check> {
     let begin = move |round: usize| -> Fallible<Vec<Blocked>> {
         let child = |n: usize| {
             fork(move || unsafe {
-                while flags
-                    .word(round * 2 + n)
-                    .load(std::sync::atomic::Ordering::SeqCst)
-                    == 0
-                {
+                while flags.word(round * 2 + n).load(std::sync::atomic::Ordering::SeqCst) == 0 {
                     libc::usleep(1000);
                 }
                 libc::_exit(40 + n as i32)
@@ -408,20 +294,12 @@ fn wait(_: &mut Stage) -> Fallible<Check> {
         Ok(vec![
             start("waitpid", 40 << 8, move || unsafe {
                 let mut status = 0;
-                if libc::waitpid(first, &mut status, 0) == first {
-                    i64::from(status)
-                } else {
-                    -1
-                }
+                if libc::waitpid(first, &mut status, 0) == first { i64::from(status) } else { -1 }
             }),
             start("waitid", 41, move || unsafe {
                 let mut info: libc::siginfo_t = std::mem::zeroed();
                 let result = libc::waitid(libc::P_PID, second as u32, &mut info, libc::WEXITED);
-                if result == 0 {
-                    i64::from(info.si_status())
-                } else {
-                    -1
-                }
+                if result == 0 { i64::from(info.si_status()) } else { -1 }
             }),
         ])
     };
@@ -429,20 +307,11 @@ fn wait(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || {
         std::thread::sleep(Duration::from_millis(20));
         for n in 0..2 {
-            flags
-                .word(round * 2 + n)
-                .store(1, std::sync::atomic::Ordering::SeqCst);
+            flags.word(round * 2 + n).store(1, std::sync::atomic::Ordering::SeqCst);
         }
         for call in std::mem::take(&mut calls) {
-            let (value, _) = call
-                .outcome
-                .recv_timeout(LATE)
-                .map_err(|_| format!("{}: does not return", call.name))?;
-            same(
-                format!("{}: result (or -errno)", call.name),
-                call.expected,
-                value,
-            )?;
+            let (value, _) = call.outcome.recv_timeout(LATE).map_err(|_| format!("{}: does not return", call.name))?;
+            same(format!("{}: result (or -errno)", call.name), call.expected, value)?;
         }
         round += 1;
         calls = begin(round)?;

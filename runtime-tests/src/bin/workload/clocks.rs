@@ -39,10 +39,7 @@ fn clocks(_: &mut Stage) -> Fallible<Check> {
                     }
                     Some(_) => continue,
                 };
-                WRONG
-                    .lock()
-                    .expect("no panic under the lock")
-                    .get_or_insert(wrong);
+                WRONG.lock().expect("no panic under the lock").get_or_insert(wrong);
             }
             before = now;
             std::thread::sleep(Duration::from_micros(500));
@@ -50,10 +47,6 @@ fn clocks(_: &mut Stage) -> Fallible<Check> {
     });
     Ok(Box::new(|| {
         std::thread::sleep(Duration::from_millis(5));
-        WRONG
-            .lock()
-            .map_err(|e| e.to_string())?
-            .clone()
-            .map_or(Ok(()), Err)
+        WRONG.lock().map_err(|e| e.to_string())?.clone().map_or(Ok(()), Err)
     }))
 }

@@ -30,10 +30,7 @@ const WHO: &[&str] = &[
 
 /// Status, and securebits, of the calling thread.
 fn look() -> Fallible<(Vec<String>, i64)> {
-    Ok((
-        procfs::status("thread-self", WHO)?,
-        sys!(prctl(libc::PR_GET_SECUREBITS))?,
-    ))
+    Ok((procfs::status("thread-self", WHO)?, sys!(prctl(libc::PR_GET_SECUREBITS))?))
 }
 
 fn keeps() -> Fallible<Check> {
@@ -59,22 +56,12 @@ fn credentials(stage: &mut Stage) -> Fallible<Check> {
                 use std::os::unix::fs::MetadataExt;
                 let made = std::fs::metadata(&path).map_err(|e| e.to_string())?;
                 std::fs::remove_file(&path).map_err(|e| e.to_string())?;
-                same(
-                    "owner of a new file",
-                    (fsuid, fsuid + 10),
-                    (made.uid(), made.gid()),
-                )
+                same("owner of a new file", (fsuid, fsuid + 10), (made.uid(), made.gid()))
             }))
         })
     };
     member(stage, "plain", vec![], [1000, 1000, 1000], 1000)?;
-    member(
-        stage,
-        "groups",
-        (2000..2040).collect(),
-        [1000, 1000, 1000],
-        1000,
-    )?;
+    member(stage, "groups", (2000..2040).collect(), [1000, 1000, 1000], 1000)?;
     member(stage, "mixed", vec![0, 7], [1001, 1002, 1003], 1001)?;
     member(stage, "saved-root", vec![7], [1001, 1002, 0], 1002)?;
     member(stage, "effective-root", vec![7], [1001, 0, 1003], 1004)?;
@@ -98,23 +85,9 @@ struct CapData {
 const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 fn set_capabilities(effective: u32, permitted: u32, inheritable: u32) -> Fallible {
-    let header = CapHeader {
-        version: LINUX_CAPABILITY_VERSION_3,
-        pid: 0,
-    };
-    let none = CapData {
-        effective: 0,
-        permitted: 0,
-        inheritable: 0,
-    };
-    let data = [
-        CapData {
-            effective,
-            permitted,
-            inheritable,
-        },
-        none,
-    ];
+    let header = CapHeader { version: LINUX_CAPABILITY_VERSION_3, pid: 0 };
+    let none = CapData { effective: 0, permitted: 0, inheritable: 0 };
+    let data = [CapData { effective, permitted, inheritable }, none];
     raw!(SYS_capset, &raw const header, data.as_ptr()).map(drop)
 }
 
@@ -144,13 +117,7 @@ fn capabilities(stage: &mut Stage) -> Fallible<Check> {
         sys!(prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0))?;
         sys!(setresuid(1000, 1000, 1000))?;
         set_capabilities(NET_BIND, NET_BIND | KILL, NET_BIND)?;
-        sys!(prctl(
-            libc::PR_CAP_AMBIENT,
-            libc::PR_CAP_AMBIENT_RAISE,
-            10,
-            0,
-            0
-        ))?;
+        sys!(prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, 10, 0, 0))?;
         keeps()
     })?;
     stage.member("securebits", |_| {
@@ -178,11 +145,7 @@ fn threads(_: &mut Stage) -> Fallible<Check> {
             Ok(())
         })
     };
-    let all = [
-        start(3000, None)?,
-        start(4000, Some(KILL))?,
-        start(0, Some(CHOWN | KILL))?,
-    ];
+    let all = [start(3000, None)?, start(4000, Some(KILL))?, start(0, Some(CHOWN | KILL))?];
     let mut before = Vec::new();
     for thread in &all {
         before.push(procfs::status(&format!("self/task/{}", thread.tid), WHO)?);
@@ -191,11 +154,7 @@ fn threads(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || {
         own()?;
         for (thread, before) in all.iter().zip(&before) {
-            same(
-                "a thread's credentials",
-                before,
-                &procfs::status(&format!("self/task/{}", thread.tid), WHO)?,
-            )?;
+            same("a thread's credentials", before, &procfs::status(&format!("self/task/{}", thread.tid), WHO)?)?;
         }
         let uid = |expected: i64| move || same("getuid of a thread", expected, raw!(SYS_getuid)?);
         all[0].ask(uid(3000))?;
@@ -206,30 +165,16 @@ fn threads(_: &mut Stage) -> Fallible<Check> {
 fn no_new_privs(stage: &mut Stage) -> Fallible<Check> {
     stage.member("set", |_| {
         sys!(prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
-        Ok(Box::new(|| {
-            same(
-                "no_new_privs",
-                1,
-                sys!(prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0))?,
-            )
-        }))
+        Ok(Box::new(|| same("no_new_privs", 1, sys!(prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0))?)))
     })?;
-    Ok(Box::new(|| {
-        same(
-            "no_new_privs",
-            0,
-            sys!(prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0))?,
-        )
-    }))
+    Ok(Box::new(|| same("no_new_privs", 0, sys!(prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0))?)))
 }
 
 /// Dumpable or not, as told and as a change of uid leaves it.
 fn dumpable(stage: &mut Stage) -> Fallible<Check> {
     fn keeps() -> Fallible<Check> {
         let before = sys!(prctl(libc::PR_GET_DUMPABLE))?;
-        Ok(Box::new(move || {
-            same("dumpable", before, sys!(prctl(libc::PR_GET_DUMPABLE))?)
-        }))
+        Ok(Box::new(move || same("dumpable", before, sys!(prctl(libc::PR_GET_DUMPABLE))?)))
     }
     stage.member("not", |_| {
         sys!(prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0))?;

@@ -4,17 +4,10 @@ use crate::kernel::{sys, write};
 use crate::procfs;
 use crate::stage::{Check, Fallible, Setup, Stage, holds, same};
 
-pub const WORKLOADS: &[(&str, Setup)] = &[
-    ("epoll", epoll),
-    ("epoll-modes", modes),
-    ("epoll-nested", nested),
-];
+pub const WORKLOADS: &[(&str, Setup)] = &[("epoll", epoll), ("epoll-modes", modes), ("epoll-nested", nested)];
 
 fn add(epoll: i32, fd: i32, events: i32, data: u64) -> Fallible {
-    let mut event = libc::epoll_event {
-        events: events as u32,
-        u64: data,
-    };
+    let mut event = libc::epoll_event { events: events as u32, u64: data };
     sys!(epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &mut event)).map(drop)
 }
 
@@ -70,25 +63,15 @@ fn epoll(stage: &mut Stage) -> Fallible<Check> {
     add(epoll, event, IN, 5)?;
     add(epoll, listener.as_raw_fd(), IN, 6)?;
     let (before, listed) = (ready(epoll)?, targets(epoll)?);
-    same(
-        "ready at first",
-        vec![2, 3, 5, u64::MAX],
-        before.iter().map(|e| e.1).collect(),
-    )?;
+    same("ready at first", vec![2, 3, 5, u64::MAX], before.iter().map(|e| e.1).collect())?;
     stage.member("child", move |_| {
         let expected = ready(epoll)?;
-        Ok(Box::new(move || {
-            same("ready, seen by the child", &expected, &ready(epoll)?)
-        }))
+        Ok(Box::new(move || same("ready, seen by the child", &expected, &ready(epoll)?)))
     })?;
     Ok(Box::new(move || {
         let _ = &listener;
         same("targets", &listed, &targets(epoll)?)?;
-        same(
-            "close-on-exec",
-            libc::FD_CLOEXEC,
-            sys!(fcntl(epoll, libc::F_GETFD))? as i32,
-        )?;
+        same("close-on-exec", libc::FD_CLOEXEC, sys!(fcntl(epoll, libc::F_GETFD))? as i32)?;
         same("ready", &before, &ready(epoll)?)
     }))
 }
@@ -116,39 +99,26 @@ fn modes(_: &mut Stage) -> Fallible<Check> {
         same("an edge", vec![(IN as u32, 1)], ready(epoll)?)?;
         same("an edge is told once", vec![], ready(epoll)?)?;
         crate::kernel::read(edge[0], 1)?;
-        let mut again = libc::epoll_event {
-            events: (IN | libc::EPOLLONESHOT) as u32,
-            u64: 33,
-        };
+        let mut again = libc::epoll_event { events: (IN | libc::EPOLLONESHOT) as u32, u64: 33 };
         sys!(epoll_ctl(epoll, libc::EPOLL_CTL_MOD, spent[0], &mut again))?;
         same("armed again", vec![(IN as u32, 33)], ready(epoll)?)?;
         write(exclusive[1], b"x")?;
         let told = ready(epoll)?;
         crate::kernel::read(exclusive[0], 1)?;
-        holds(
-            told.iter().any(|e| e.1 == 4),
-            format!("exclusive target: {told:?}"),
-        )
+        holds(told.iter().any(|e| e.1 == 4), format!("exclusive target: {told:?}"))
     }))
 }
 
 /// An epoll that watches an epoll.
 fn nested(_: &mut Stage) -> Fallible<Check> {
-    let (outer, inner) = (
-        sys!(epoll_create1(0))? as i32,
-        sys!(epoll_create1(0))? as i32,
-    );
+    let (outer, inner) = (sys!(epoll_create1(0))? as i32, sys!(epoll_create1(0))? as i32);
     let ends = pipe()?;
     add(inner, ends[0], IN, 10)?;
     add(outer, inner, IN, 20)?;
     Ok(Box::new(move || {
         same("nothing is ready", vec![], ready(outer)?)?;
         write(ends[1], b"x")?;
-        same(
-            "the inner one is ready",
-            vec![(IN as u32, 20)],
-            ready(outer)?,
-        )?;
+        same("the inner one is ready", vec![(IN as u32, 20)], ready(outer)?)?;
         same("and its target", vec![(IN as u32, 10)], ready(inner)?)?;
         crate::kernel::read(ends[0], 1).map(drop)
     }))

@@ -33,9 +33,7 @@ fn look() -> Fallible<Identity> {
     Ok(Identity {
         comm: procfs::text("/proc/self/comm")?,
         exe: procfs::link("/proc/self/exe")?,
-        exe_inode: std::fs::metadata("/proc/self/exe")
-            .map_err(|e| e.to_string())?
-            .ino(),
+        exe_inode: std::fs::metadata("/proc/self/exe").map_err(|e| e.to_string())?.ino(),
         cmdline: procfs::bytes("/proc/self/cmdline")?,
         environ: procfs::bytes("/proc/self/environ")?,
         auxv: procfs::bytes("/proc/self/auxv")?,
@@ -79,18 +77,12 @@ fn title(_: &mut Stage) -> Fallible<Check> {
 /// Children that run another program than init does.
 fn exec(stage: &mut Stage) -> Fallible<Check> {
     std::fs::copy("/workload", "/another").map_err(|e| e.to_string())?;
-    std::fs::set_permissions("/another", PermissionsExt::from_mode(0o755))
-        .map_err(|e| e.to_string())?;
+    std::fs::set_permissions("/another", PermissionsExt::from_mode(0o755)).map_err(|e| e.to_string())?;
     let member = stage.invite("exec");
     let environment = c(&member.environment());
     fork(move || unsafe {
-        let args = [
-            c"my name".as_ptr(),
-            c"identity-exec-part".as_ptr(),
-            c"".as_ptr(),
-            c"x y".as_ptr(),
-            std::ptr::null(),
-        ];
+        let args =
+            [c"my name".as_ptr(), c"identity-exec-part".as_ptr(), c"".as_ptr(), c"x y".as_ptr(), std::ptr::null()];
         let env = [environment.as_ptr(), std::ptr::null()];
         libc::execve(c"/another".as_ptr(), args.as_ptr(), env.as_ptr());
     })?;
@@ -127,28 +119,17 @@ fn places(_: &mut Stage) -> Fallible<Check> {
         sleep_for_good()
     })?;
     let seen = move |pid: i32| -> Fallible<Vec<String>> {
-        let mut all = vec![
-            procfs::link(&format!("/proc/{pid}/cwd"))?,
-            procfs::link(&format!("/proc/{pid}/root"))?,
-        ];
+        let mut all = vec![procfs::link(&format!("/proc/{pid}/cwd"))?, procfs::link(&format!("/proc/{pid}/root"))?];
         all.extend(procfs::status(&pid.to_string(), &["Umask"])?);
         Ok(all)
     };
-    eventually("jailed", || {
-        seen(jailed).is_ok_and(|s| s[0] == "/jail/inside")
-    })?;
-    eventually("shut out", || {
-        seen(shut_out).is_ok_and(|s| s[1] == "/jail" && s[2].ends_with("0000"))
-    })?;
+    eventually("jailed", || seen(jailed).is_ok_and(|s| s[0] == "/jail/inside"))?;
+    eventually("shut out", || seen(shut_out).is_ok_and(|s| s[1] == "/jail" && s[2].ends_with("0000")))?;
     sys!(chdir(c"/here/and there".as_ptr()))?;
     sys!(umask(0o137))?;
     let before = [seen(1)?, seen(jailed)?, seen(shut_out)?];
     Ok(Box::new(move || {
-        same(
-            "cwd, root, umask",
-            &before,
-            &[seen(1)?, seen(jailed)?, seen(shut_out)?],
-        )?;
+        same("cwd, root, umask", &before, &[seen(1)?, seen(jailed)?, seen(shut_out)?])?;
         std::fs::write("made-here", "").map_err(|e| e.to_string())?;
         let made = std::fs::metadata("/here/and there/made-here").map_err(|e| e.to_string())?;
         std::fs::remove_file("/here/and there/made-here").map_err(|e| e.to_string())?;

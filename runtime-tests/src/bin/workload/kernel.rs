@@ -19,11 +19,7 @@ macro_rules! raw {
 pub(crate) use {raw, sys};
 
 pub fn result(name: &str, value: i64) -> Fallible<i64> {
-    if value == -1 {
-        Err(format!("{name}: {}", std::io::Error::last_os_error()))
-    } else {
-        Ok(value)
-    }
+    if value == -1 { Err(format!("{name}: {}", std::io::Error::last_os_error())) } else { Ok(value) }
 }
 
 /// Demands that a call fail with `errno`.
@@ -42,9 +38,7 @@ pub fn c(path: &str) -> std::ffi::CString {
 
 /// Opens a file and returns its descriptor.
 pub fn open(path: &str, flags: i32) -> Fallible<i32> {
-    sys!(open(c(path).as_ptr(), flags, 0o600))
-        .map(|fd| fd as i32)
-        .map_err(|e| format!("{path}: {e}"))
+    sys!(open(c(path).as_ptr(), flags, 0o600)).map(|fd| fd as i32).map_err(|e| format!("{path}: {e}"))
 }
 
 /// Writes all of `bytes`.

@@ -43,11 +43,7 @@ fn limits(stage: &mut Stage) -> Fallible<Check> {
             for (resource, cur, max) in &expected {
                 let mut now: libc::rlimit = unsafe { std::mem::zeroed() };
                 sys!(getrlimit(*resource, &mut now))?;
-                same(
-                    format!("limit {resource}"),
-                    (*cur, *max),
-                    (now.rlim_cur, now.rlim_max),
-                )?;
+                same(format!("limit {resource}"), (*cur, *max), (now.rlim_cur, now.rlim_max))?;
             }
             Ok(())
         }))
@@ -60,13 +56,7 @@ fn limits(stage: &mut Stage) -> Fallible<Check> {
 fn oom_score(stage: &mut Stage) -> Fallible<Check> {
     fn start(score: &'static str) -> Fallible<Check> {
         std::fs::write("/proc/self/oom_score_adj", score).map_err(|e| e.to_string())?;
-        Ok(Box::new(move || {
-            same(
-                "oom_score_adj",
-                score,
-                procfs::text("/proc/self/oom_score_adj")?.trim(),
-            )
-        }))
+        Ok(Box::new(move || same("oom_score_adj", score, procfs::text("/proc/self/oom_score_adj")?.trim())))
     }
     stage.member("a", |_| start("300"))?;
     stage.member("b", |_| start("1000"))?;
@@ -82,13 +72,7 @@ fn priorities(stage: &mut Stage) -> Fallible<Check> {
         let stat = procfs::stat("thread-self", &[19, 40, 41])?;
         let slack = sys!(prctl(libc::PR_GET_TIMERSLACK))?;
         let io = raw!(SYS_ioprio_get, 1, 0)?;
-        Ok((
-            raw!(SYS_getpriority, 0, tid)?,
-            raw!(SYS_sched_getscheduler, 0)?,
-            slack,
-            io,
-            stat,
-        ))
+        Ok((raw!(SYS_getpriority, 0, tid)?, raw!(SYS_sched_getscheduler, 0)?, slack, io, stat))
     }
     fn set(nice: i32, policy: i32) -> Fallible<Look> {
         let tid = raw!(SYS_gettid)?;
@@ -102,9 +86,7 @@ fn priorities(stage: &mut Stage) -> Fallible<Check> {
     }
     fn keeps(nice: i32, policy: i32) -> Fallible<Check> {
         let before = set(nice, policy)?;
-        Ok(Box::new(move || {
-            same("nice, policy, timer slack, I/O priority", &before, &look()?)
-        }))
+        Ok(Box::new(move || same("nice, policy, timer slack, I/O priority", &before, &look()?)))
     }
     stage.member("batch", |_| keeps(5, libc::SCHED_BATCH))?;
     stage.member("idle", |_| keeps(19, libc::SCHED_IDLE))?;
@@ -119,11 +101,7 @@ fn priorities(stage: &mut Stage) -> Fallible<Check> {
         for (thread, (priority, policy)) in threads.iter().zip(expected) {
             thread.ask(move || {
                 let now = look()?;
-                same(
-                    "a thread's nice and policy",
-                    (priority, i64::from(policy)),
-                    (now.0, now.1),
-                )
+                same("a thread's nice and policy", (priority, i64::from(policy)), (now.0, now.1))
             })?;
         }
         Ok(())
@@ -134,9 +112,7 @@ fn affinity(stage: &mut Stage) -> Fallible<Check> {
     fn allowed() -> Fallible<Vec<usize>> {
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         raw!(SYS_sched_getaffinity, 0, size_of_val(&set), &raw mut set)?;
-        Ok((0..1024)
-            .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
-            .collect())
+        Ok((0..1024).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
     }
     fn pin(cpu: usize) -> Fallible {
         let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -161,10 +137,7 @@ fn prctl_values(stage: &mut Stage) -> Fallible<Check> {
     fn get() -> Fallible<(i32, i64)> {
         let mut subreaper = 0i32;
         sys!(prctl(libc::PR_GET_CHILD_SUBREAPER, &mut subreaper))?;
-        Ok((
-            subreaper,
-            sys!(prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0))?,
-        ))
+        Ok((subreaper, sys!(prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0))?))
     }
     const WHAT: &str = "child subreaper, huge pages disabled";
     stage.member("set", |_| {
@@ -185,9 +158,7 @@ fn subreaper(stage: &mut Stage) -> Fallible<Check> {
         for n in 0..3 {
             let child = fork(move || {
                 let grandchild = fork(|| sleep_for_good()).unwrap_or(0);
-                place
-                    .word(n)
-                    .store(grandchild as u64, std::sync::atomic::Ordering::SeqCst);
+                place.word(n).store(grandchild as u64, std::sync::atomic::Ordering::SeqCst);
                 sleep_for_good()
             })?;
             let grandchild = || place.word(n).load(std::sync::atomic::Ordering::SeqCst) as i32;
@@ -221,10 +192,7 @@ fn parent_death_signal(_: &mut Stage) -> Fallible<Check> {
                 sleep_for_good()
             });
             std::thread::sleep(std::time::Duration::from_millis(20));
-            place.word(n).store(
-                child.unwrap_or(0) as u64,
-                std::sync::atomic::Ordering::SeqCst,
-            );
+            place.word(n).store(child.unwrap_or(0) as u64, std::sync::atomic::Ordering::SeqCst);
             sleep_for_good()
         })?;
         eventually("a child", || word(n) != 0)?;
@@ -242,10 +210,6 @@ fn parent_death_signal(_: &mut Stage) -> Fallible<Check> {
             "the child dies with its parent",
             || unsafe { libc::waitpid(child, &mut status, libc::WNOHANG) } == child,
         )?;
-        same(
-            "signal at the parent's death",
-            libc::SIGKILL,
-            libc::WTERMSIG(status),
-        )
+        same("signal at the parent's death", libc::SIGKILL, libc::WTERMSIG(status))
     }))
 }

@@ -17,26 +17,11 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 /// A file whose page `n` holds the noise of `seed + n`, mapped from page `first` on; its descriptor is closed.
-fn map_new(
-    path: &str,
-    pages: usize,
-    seed: u64,
-    first: usize,
-    prot: i32,
-    flags: i32,
-) -> Fallible<Map> {
-    let content: Vec<u8> = (0..pages as u64)
-        .flat_map(|n| noise(seed + n, PAGE))
-        .collect();
+fn map_new(path: &str, pages: usize, seed: u64, first: usize, prot: i32, flags: i32) -> Fallible<Map> {
+    let content: Vec<u8> = (0..pages as u64).flat_map(|n| noise(seed + n, PAGE)).collect();
     std::fs::write(path, content).map_err(|e| format!("{path}: {e}"))?;
     let fd = open(path, libc::O_RDWR)?;
-    let map = Map::of_file(
-        (pages - first) * PAGE,
-        prot,
-        flags,
-        fd,
-        (first * PAGE) as i64,
-    )?;
+    let map = Map::of_file((pages - first) * PAGE, prot, flags, fd, (first * PAGE) as i64)?;
     sys!(close(fd))?;
     Ok(map)
 }
@@ -57,15 +42,10 @@ fn private(stage: &mut Stage) -> Fallible<Check> {
         map.part(4, 8).holds("copied page", 1000)?;
         map.part(12, 44).holds("the file's page", 120)?;
         // An untouched page still follows the file.
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .open("/mapped-private")
-            .map_err(|e| e.to_string())?;
-        file.write_all_at(&noise(7, PAGE), 63 * PAGE as u64)
-            .map_err(|e| e.to_string())?;
+        let file = std::fs::OpenOptions::new().write(true).open("/mapped-private").map_err(|e| e.to_string())?;
+        file.write_all_at(&noise(7, PAGE), 63 * PAGE as u64).map_err(|e| e.to_string())?;
         map.part(55, 1).holds("page of a changed file", 7)?;
-        file.write_all_at(&noise(163, PAGE), 63 * PAGE as u64)
-            .map_err(|e| e.to_string())
+        file.write_all_at(&noise(163, PAGE), 63 * PAGE as u64).map_err(|e| e.to_string())
     }))
 }
 
@@ -73,60 +53,33 @@ fn private(stage: &mut Stage) -> Fallible<Check> {
 fn shared(stage: &mut Stage) -> Fallible<Check> {
     let map = map_new("/mapped-shared", 32, 200, 0, RW, libc::MAP_SHARED)?;
     map.part(8, 4).fill(2000);
-    stage.member("child", move |_| {
-        Ok(Box::new(move || {
-            map.part(8, 4).holds("seen by the child", 2000)
-        }))
-    })?;
+    stage.member("child", move |_| Ok(Box::new(move || map.part(8, 4).holds("seen by the child", 2000))))?;
     let mut round = 5000;
     Ok(Box::new(move || {
         map.part(0, 8).holds("untouched", 200)?;
         map.part(8, 4).holds("written", 2000)?;
         round += 1;
         map.part(31, 1).fill(round);
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/mapped-shared")
-            .map_err(|e| e.to_string())?;
+        let file =
+            std::fs::OpenOptions::new().read(true).write(true).open("/mapped-shared").map_err(|e| e.to_string())?;
         let mut page = vec![0; PAGE];
-        file.read_exact_at(&mut page, 31 * PAGE as u64)
-            .map_err(|e| e.to_string())?;
-        holds(
-            page == noise(round, PAGE),
-            "a write to the mapping reaches the file",
-        )?;
-        file.write_all_at(&noise(round + 1, PAGE), 30 * PAGE as u64)
-            .map_err(|e| e.to_string())?;
-        map.part(30, 1)
-            .holds("a write to the file shows in the mapping", round + 1)
+        file.read_exact_at(&mut page, 31 * PAGE as u64).map_err(|e| e.to_string())?;
+        holds(page == noise(round, PAGE), "a write to the mapping reaches the file")?;
+        file.write_all_at(&noise(round + 1, PAGE), 30 * PAGE as u64).map_err(|e| e.to_string())?;
+        map.part(30, 1).holds("a write to the file shows in the mapping", round + 1)
     }))
 }
 
 /// Mapped for reading only; pages that were written before the mapping became read-only.
 fn read_only(_: &mut Stage) -> Fallible<Check> {
-    let plain = map_new(
-        "/mapped-ro-1",
-        16,
-        300,
-        0,
-        libc::PROT_READ,
-        libc::MAP_PRIVATE,
-    )?;
+    let plain = map_new("/mapped-ro-1", 16, 300, 0, libc::PROT_READ, libc::MAP_PRIVATE)?;
     let copied = map_new("/mapped-ro-2", 16, 300, 0, RW, libc::MAP_PRIVATE)?;
     copied.part(3, 2).fill(3000);
     copied.protect(libc::PROT_READ)?;
     let hidden = map_new("/mapped-ro-3", 16, 300, 0, RW, libc::MAP_PRIVATE)?;
     hidden.part(3, 2).fill(3000);
     hidden.protect(libc::PROT_NONE)?;
-    let shared = map_new(
-        "/mapped-ro-4",
-        16,
-        300,
-        0,
-        libc::PROT_READ,
-        libc::MAP_SHARED,
-    )?;
+    let shared = map_new("/mapped-ro-4", 16, 300, 0, libc::PROT_READ, libc::MAP_SHARED)?;
     Ok(Box::new(move || {
         plain.holds("read-only", 300)?;
         shared.holds("read-only, shared", 300)?;
@@ -154,15 +107,9 @@ fn odd_size(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || {
         private.part(5, 1).holds("copied last page", 4000)?;
         let expected = noise(400, 5 * PAGE + 100);
-        holds(
-            shared.bytes()[..expected.len()] == expected,
-            "content of a file of odd size",
-        )?;
+        holds(shared.bytes()[..expected.len()] == expected, "content of a file of odd size")?;
         // Beyond the end there is nothing to read.
-        holds(
-            !shared.readable()?[6] && !private.readable()?[6],
-            "pages beyond the end of the file",
-        )
+        holds(!shared.readable()?[6] && !private.readable()?[6], "pages beyond the end of the file")
     }))
 }
 

@@ -30,21 +30,14 @@ fn private(_: &mut Stage) -> Fallible<Check> {
     all.fill(1);
     let writable = all.part(0, 100);
     all.part(200, 50).protect(libc::PROT_READ)?;
-    all.part(300, 50)
-        .protect(libc::PROT_READ | libc::PROT_EXEC)?;
+    all.part(300, 50).protect(libc::PROT_READ | libc::PROT_EXEC)?;
     Ok(Box::new(move || {
         all.holds("private memory", 1)?;
         writable.fill(2);
         writable.holds("written after", 2)?;
         writable.fill(1);
         let read_only = procfs::smaps_of(all.part(200, 1).addr)?;
-        holds(
-            read_only
-                .lines()
-                .next()
-                .is_some_and(|l| l.contains(" r--p ")),
-            "read-only pages stay so",
-        )
+        holds(read_only.lines().next().is_some_and(|l| l.contains(" r--p ")), "read-only pages stay so")
     }))
 }
 
@@ -57,24 +50,18 @@ fn shared(stage: &mut Stage) -> Fallible<Check> {
         std::thread::spawn(move || {
             loop {
                 // Echo: word 1 follows word 0.
-                letters
-                    .word(1)
-                    .store(letters.word(0).load(Ordering::SeqCst), Ordering::SeqCst);
+                letters.word(1).store(letters.word(0).load(Ordering::SeqCst), Ordering::SeqCst);
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         });
-        Ok(Box::new(move || {
-            map.holds("shared memory, seen by the child", 10)
-        }))
+        Ok(Box::new(move || map.holds("shared memory, seen by the child", 10)))
     })?;
     let mut round = 0;
     Ok(Box::new(move || {
         map.holds("shared memory", 10)?;
         round += 1;
         letters.word(0).store(round, Ordering::SeqCst);
-        eventually("the child's writes to be seen", || {
-            letters.word(1).load(Ordering::SeqCst) == round
-        })
+        eventually("the child's writes to be seen", || letters.word(1).load(Ordering::SeqCst) == round)
     }))
 }
 
@@ -85,16 +72,8 @@ fn shared_parts(stage: &mut Stage) -> Fallible<Check> {
     // mremap of a shared mapping with old size 0 maps the same pages once more.
     let twin = |first: usize, pages: usize| -> Fallible<Map> {
         let from = whole.part(first, pages);
-        let addr = sys!(mremap(
-            from.addr as *mut _,
-            0,
-            from.len,
-            libc::MREMAP_MAYMOVE
-        ))? as usize;
-        Ok(Map {
-            addr,
-            len: from.len,
-        })
+        let addr = sys!(mremap(from.addr as *mut _, 0, from.len, libc::MREMAP_MAYMOVE))? as usize;
+        Ok(Map { addr, len: from.len })
     };
     let (all, middle) = (twin(0, 64)?, twin(16, 8)?);
     middle.protect(libc::PROT_READ)?;
@@ -102,9 +81,7 @@ fn shared_parts(stage: &mut Stage) -> Fallible<Check> {
         // The child keeps a part only.
         sys!(munmap(whole.part(0, 32).addr as *mut _, 32 * PAGE))?;
         sys!(munmap(all.addr as *mut _, all.len))?;
-        Ok(Box::new(move || {
-            whole.part(32, 32).holds("the child's half", 52)
-        }))
+        Ok(Box::new(move || whole.part(32, 32).holds("the child's half", 52)))
     })?;
     Ok(Box::new(move || {
         whole.holds("first mapping", 20)?;
@@ -112,16 +89,9 @@ fn shared_parts(stage: &mut Stage) -> Fallible<Check> {
         middle.holds("third mapping", 36)?;
         let old = whole.word(16 * 512).load(Ordering::SeqCst);
         whole.word(16 * 512).store(!old, Ordering::SeqCst);
-        let seen = (
-            all.word(16 * 512).load(Ordering::SeqCst),
-            middle.word(0).load(Ordering::SeqCst),
-        );
+        let seen = (all.word(16 * 512).load(Ordering::SeqCst), middle.word(0).load(Ordering::SeqCst));
         whole.word(16 * 512).store(old, Ordering::SeqCst);
-        same(
-            "a write through one mapping, seen through the two others",
-            (!old, !old),
-            seen,
-        )
+        same("a write through one mapping, seen through the two others", (!old, !old), seen)
     }))
 }
 
@@ -130,37 +100,24 @@ fn heap(_: &mut Stage) -> Fallible<Check> {
     let grow = |by: isize| -> Fallible<usize> {
         let now = unsafe { libc::syscall(libc::SYS_brk, 0) } as usize;
         let to = now.wrapping_add_signed(by);
-        same("brk", to, unsafe { libc::syscall(libc::SYS_brk, to) }
-            as usize)?;
+        same("brk", to, unsafe { libc::syscall(libc::SYS_brk, to) } as usize)?;
         Ok(now)
     };
     let end = grow(0)?;
     grow((PAGE - end % PAGE) as isize + MIB as isize)?;
-    let map = Map {
-        addr: end.next_multiple_of(PAGE),
-        len: MIB,
-    };
+    let map = Map { addr: end.next_multiple_of(PAGE), len: MIB };
     map.fill(30);
     Ok(Box::new(move || {
         map.holds("heap", 30)?;
         let start = grow(3 * MIB as isize)?;
-        let more = Map {
-            addr: start,
-            len: 3 * MIB,
-        };
+        let more = Map { addr: start, len: 3 * MIB };
         more.is_zero("grown heap")?;
         more.fill(31);
         more.holds("grown heap", 31)?;
         grow(-3 * MIB as isize)?;
         map.holds("heap", 30)?;
         let vma = procfs::smaps_of(map.addr)?;
-        holds(
-            vma.contains("[heap]"),
-            format!(
-                "the heap is known as one: {}",
-                vma.lines().next().unwrap_or_default()
-            ),
-        )
+        holds(vma.contains("[heap]"), format!("the heap is known as one: {}", vma.lines().next().unwrap_or_default()))
     }))
 }
 
@@ -183,18 +140,8 @@ fn stack(_: &mut Stage) -> Fallible<Check> {
     sys!(munmap(room.addr as *mut _, room.len))?;
     let top = room.part(500, 4);
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let at = sys!(mmap(
-        top.addr as *mut _,
-        top.len,
-        prot,
-        flags | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
-        -1,
-        0
-    ))?;
-    let grows = Map {
-        addr: at as usize,
-        len: top.len,
-    };
+    let at = sys!(mmap(top.addr as *mut _, top.len, prot, flags | libc::MAP_ANONYMOUS | libc::MAP_FIXED, -1, 0))?;
+    let grows = Map { addr: at as usize, len: top.len };
     grows.fill(40);
     let thread = crate::threads::Answerer::start(|| Ok(()))?;
     Ok(Box::new(move || {
@@ -202,10 +149,7 @@ fn stack(_: &mut Stage) -> Fallible<Check> {
         thread.ask(|| holds(descend(100, 7), "a thread's stack"))?;
         grows.holds("growing mapping", 40)?;
         let vma = procfs::smaps_of(grows.addr)?;
-        holds(
-            procfs::smaps_field(&vma, "VmFlags")?.contains("gd"),
-            "a mapping that grows down stays one",
-        )
+        holds(procfs::smaps_field(&vma, "VmFlags")?.contains("gd"), "a mapping that grows down stays one")
     }))
 }
 
@@ -232,23 +176,14 @@ fn guards(_: &mut Stage) -> Fallible<Check> {
         map.part(11, 21).holds("above the guard", 61)?;
         map.part(36, 28).holds("above the guards", 86)?;
         // What steps on a guard dies of it.
-        for guard in expected
-            .iter()
-            .enumerate()
-            .filter(|(_, readable)| !**readable)
-            .map(|(n, _)| map.part(n, 1))
-        {
+        for guard in expected.iter().enumerate().filter(|(_, readable)| !**readable).map(|(n, _)| map.part(n, 1)) {
             let stepper = fork(move || unsafe {
                 libc::signal(libc::SIGSEGV, libc::SIG_DFL);
                 (guard.addr as *mut u8).write_volatile(1);
             })?;
             let mut status = 0;
             sys!(waitpid(stepper, &mut status, 0))?;
-            same(
-                "end of a process that steps on a guard",
-                libc::SIGSEGV,
-                libc::WTERMSIG(status),
-            )?;
+            same("end of a process that steps on a guard", libc::SIGSEGV, libc::WTERMSIG(status))?;
         }
         Ok(())
     }))
@@ -296,15 +231,8 @@ fn holes(_: &mut Stage) -> Fallible<Check> {
     let untouched = Map::private(1 << 30)?;
     Ok(Box::new(move || {
         let now = count(sparse)?;
-        holds(
-            now <= before,
-            format!("holes stay holes: {before} pages were populated, {now} are"),
-        )?;
-        same(
-            "pages of a mapping that was never touched",
-            0,
-            count(untouched)?,
-        )?;
+        holds(now <= before, format!("holes stay holes: {before} pages were populated, {now} are"))?;
+        same("pages of a mapping that was never touched", 0, count(untouched)?)?;
         for n in &touched {
             sparse.part(*n, 1).holds("island", *n as u64)?;
         }
@@ -323,9 +251,7 @@ fn cow(stage: &mut Stage) -> Fallible<Check> {
     let own_copy = map.part(0, 64);
     let child_writes = map.part(128, 1);
     stage.member("child", move |grandparent| {
-        grandparent.member("child", move |_| {
-            Ok(Box::new(move || map.holds("the grandchild's memory", 70)))
-        })?;
+        grandparent.member("child", move |_| Ok(Box::new(move || map.holds("the grandchild's memory", 70))))?;
         own_copy.fill(71);
         Ok(Box::new(move || {
             own_copy.holds("the child's own pages", 71)?;
@@ -336,15 +262,10 @@ fn cow(stage: &mut Stage) -> Fallible<Check> {
     })?;
     Ok(Box::new(move || {
         let vma = procfs::smaps_of(map.addr)?;
-        let shared =
-            procfs::smaps_size(&vma, "Shared_Dirty")? + procfs::smaps_size(&vma, "Shared_Clean")?;
+        let shared = procfs::smaps_size(&vma, "Shared_Dirty")? + procfs::smaps_size(&vma, "Shared_Clean")?;
         holds(
             shared >= map.len - 256 * PAGE,
-            format!(
-                "memory shared by copy on write: expected about {} KiB, got {} KiB",
-                map.len / 1024,
-                shared / 1024
-            ),
+            format!("memory shared by copy on write: expected about {} KiB, got {} KiB", map.len / 1024, shared / 1024),
         )?;
         map.holds("the parent's memory", 70)
     }))
@@ -357,17 +278,14 @@ fn code(_: &mut Stage) -> Fallible<Check> {
     map.bytes_mut()[..4].copy_from_slice(&[0x8d, 0x47, 0x2a, 0xc3]);
     map.protect(libc::PROT_READ | libc::PROT_EXEC)?;
     let function: extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(map.addr) };
-    Ok(Box::new(move || {
-        same("result of generated code", 1042, function(1000))
-    }))
+    Ok(Box::new(move || same("result of generated code", 1042, function(1000))))
 }
 
 /// The vdso's clock, found and called as a C library does it.
 fn vdso(_: &mut Stage) -> Fallible<Check> {
     let base = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
-    let clock: extern "C" fn(i32, *mut libc::timespec) -> i32 = unsafe {
-        std::mem::transmute(vdso_symbol(base, b"__vdso_clock_gettime").ok_or("skip: no vdso")?)
-    };
+    let clock: extern "C" fn(i32, *mut libc::timespec) -> i32 =
+        unsafe { std::mem::transmute(vdso_symbol(base, b"__vdso_clock_gettime").ok_or("skip: no vdso")?) };
     let now = move || {
         let mut at: libc::timespec = unsafe { std::mem::zeroed() };
         clock(libc::CLOCK_MONOTONIC, &mut at);
@@ -376,24 +294,12 @@ fn vdso(_: &mut Stage) -> Fallible<Check> {
     let before = now();
     Ok(Box::new(move || {
         let vma = procfs::smaps_of(base)?;
-        holds(
-            vma.contains("[vdso]"),
-            "the vdso is where AT_SYSINFO_EHDR says",
-        )?;
+        holds(vma.contains("[vdso]"), "the vdso is where AT_SYSINFO_EHDR says")?;
         let mut by_kernel: libc::timespec = unsafe { std::mem::zeroed() };
         raw!(SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut by_kernel)?;
-        let (by_kernel, by_vdso) = (
-            by_kernel.tv_sec as f64 + by_kernel.tv_nsec as f64 / 1e9,
-            now(),
-        );
-        holds(
-            by_vdso >= before,
-            format!("the vdso's clock went back from {before} to {by_vdso}"),
-        )?;
-        holds(
-            (by_vdso - by_kernel).abs() < 0.5,
-            format!("vdso says {by_vdso}, kernel says {by_kernel}"),
-        )
+        let (by_kernel, by_vdso) = (by_kernel.tv_sec as f64 + by_kernel.tv_nsec as f64 / 1e9, now());
+        holds(by_vdso >= before, format!("the vdso's clock went back from {before} to {by_vdso}"))?;
+        holds((by_vdso - by_kernel).abs() < 0.5, format!("vdso says {by_vdso}, kernel says {by_kernel}"))
     }))
 }
 
@@ -409,12 +315,8 @@ fn vdso_symbol(base: usize, name: &[u8]) -> Option<usize> {
         _ => found,
     });
     let (bias, dynamic) = (base - load?, dynamic?);
-    let entry = |tag: usize| {
-        (0..64)
-            .map(|n| dynamic + n * 16)
-            .find(|d| u64_at(*d) == tag)
-            .map(|d| bias + u64_at(d + 8))
-    };
+    let entry =
+        |tag: usize| (0..64).map(|n| dynamic + n * 16).find(|d| u64_at(*d) == tag).map(|d| bias + u64_at(d + 8));
     let (strings, symbols) = (entry(5)?, entry(6)?);
     (1..64).map(|n| symbols + n * 24).find_map(|symbol| {
         let text = unsafe { std::ffi::CStr::from_ptr((strings + u32_at(symbol)) as *const _) };
@@ -434,10 +336,7 @@ fn many(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || {
         map.holds("memory of many mappings", 80)?;
         let now = lines()?;
-        holds(
-            now.abs_diff(before) <= 4,
-            format!("mappings: {before} before, {now} after"),
-        )
+        holds(now.abs_diff(before) <= 4, format!("mappings: {before} before, {now} after"))
     }))
 }
 
@@ -447,8 +346,7 @@ fn large(stage: &mut Stage) -> Fallible<Check> {
         let map = Map::private(96 * MIB)?;
         let words = map.len / 8;
         for n in 0..words {
-            map.word(n)
-                .store(n as u64 ^ 0x5555_5555_5555_5555, Ordering::Relaxed);
+            map.word(n).store(n as u64 ^ 0x5555_5555_5555_5555, Ordering::Relaxed);
         }
         std::thread::spawn(move || {
             // Two words change together: their sum is zero whenever the writer is between two pairs.
@@ -463,14 +361,8 @@ fn large(stage: &mut Stage) -> Fallible<Check> {
                 }
             }
         });
-        let sum = move || {
-            (0..words).fold(0u64, |s, n| {
-                s.wrapping_add(map.word(n).load(Ordering::Relaxed))
-            })
-        };
-        let expected = (0..words).fold(0u64, |s, n| {
-            s.wrapping_add(n as u64 ^ 0x5555_5555_5555_5555)
-        });
+        let sum = move || (0..words).fold(0u64, |s, n| s.wrapping_add(map.word(n).load(Ordering::Relaxed)));
+        let expected = (0..words).fold(0u64, |s, n| s.wrapping_add(n as u64 ^ 0x5555_5555_5555_5555));
         Ok(Box::new(move || {
             // The sum is taken while the writer writes: a few tries until none of its writes tore it.
             eventually("checksum of a large memory", || sum() == expected)

@@ -5,10 +5,7 @@ use crate::memory_map::{Map, PAGE};
 use crate::procfs;
 use crate::stage::{Check, Fallible, Setup, Stage, fork, same};
 
-pub const WORKLOADS: &[(&str, Setup)] = &[
-    ("memory-advice", advice),
-    ("memory-fork-advice", fork_advice),
-];
+pub const WORKLOADS: &[(&str, Setup)] = &[("memory-advice", advice), ("memory-fork-advice", fork_advice)];
 
 /// Every piece of advice keeps its flag (`VmFlags` of smaps).
 fn advice(_: &mut Stage) -> Fallible<Check> {
@@ -39,26 +36,15 @@ fn advice(_: &mut Stage) -> Fallible<Check> {
     locked.fill(9000);
     sys!(mlock(locked.addr as *const _, locked.len))?;
     all.push(("mlock", locked, 9000));
-    let noreserve = Map::new(
-        16 * PAGE,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE | libc::MAP_NORESERVE,
-    )?;
+    let noreserve = Map::new(16 * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
     noreserve.fill(9100);
     all.push(("noreserve", noreserve, 9100));
     let flags = |map: &Map| -> Fallible<Vec<String>> {
         let field = procfs::smaps_field(&procfs::smaps_of(map.addr)?, "VmFlags")?;
         // `sd` is the soft-dirty bit and `uw`, `um` are a dump's own tracking: neither is the process's.
-        Ok(field
-            .split_whitespace()
-            .filter(|f| !matches!(*f, "sd" | "uw" | "um"))
-            .map(str::to_owned)
-            .collect())
+        Ok(field.split_whitespace().filter(|f| !matches!(*f, "sd" | "uw" | "um")).map(str::to_owned).collect())
     };
-    let before: Vec<_> = all
-        .iter()
-        .map(|(_, map, _)| flags(map))
-        .collect::<Fallible<_>>()?;
+    let before: Vec<_> = all.iter().map(|(_, map, _)| flags(map)).collect::<Fallible<_>>()?;
     Ok(Box::new(move || {
         for ((name, map, seed), before) in all.iter().zip(&before) {
             same(format!("flags of memory, {name}"), before, &flags(map)?)?;

@@ -32,10 +32,7 @@ impl Map {
     }
 
     pub fn part(self, first_page: usize, pages: usize) -> Map {
-        Map {
-            addr: self.addr + first_page * PAGE,
-            len: pages * PAGE,
-        }
+        Map { addr: self.addr + first_page * PAGE, len: pages * PAGE }
     }
 
     pub fn pages(self) -> usize {
@@ -62,20 +59,12 @@ impl Map {
         for (n, page) in self.bytes().chunks(PAGE).enumerate() {
             let expected = noise(seed + n as u64, page.len());
             if page != expected {
-                let at = page
-                    .iter()
-                    .zip(&expected)
-                    .position(|(a, b)| a != b)
-                    .unwrap_or(0);
+                let at = page.iter().zip(&expected).position(|(a, b)| a != b).unwrap_or(0);
                 return Err(format!(
                     "{what}: page {n}, byte {at}: expected {:#x}, got {:#x}{}",
                     expected[at],
                     page[at],
-                    if page.iter().all(|b| *b == 0) {
-                        " (page is all zeros)"
-                    } else {
-                        ""
-                    }
+                    if page.iter().all(|b| *b == 0) { " (page is all zeros)" } else { "" }
                 ));
             }
         }
@@ -84,10 +73,7 @@ impl Map {
 
     pub fn is_zero(self, what: &str) -> Fallible {
         match self.bytes().iter().position(|b| *b != 0) {
-            Some(at) => Err(format!(
-                "{what}: byte {at} is {:#x}, not zero",
-                self.bytes()[at]
-            )),
+            Some(at) => Err(format!("{what}: byte {at} is {:#x}, not zero", self.bytes()[at])),
             None => Ok(()),
         }
     }
@@ -111,12 +97,8 @@ impl Map {
         use std::os::unix::fs::FileExt;
         let file = std::fs::File::open("/proc/self/pagemap").map_err(|e| e.to_string())?;
         let mut raw = vec![0u8; self.pages() * 8];
-        file.read_exact_at(&mut raw, (self.addr / PAGE * 8) as u64)
-            .map_err(|e| format!("pagemap: {e}"))?;
-        Ok(raw
-            .chunks(8)
-            .map(|entry| entry[7] & 0b1100_0000 != 0)
-            .collect())
+        file.read_exact_at(&mut raw, (self.addr / PAGE * 8) as u64).map_err(|e| format!("pagemap: {e}"))?;
+        Ok(raw.chunks(8).map(|entry| entry[7] & 0b1100_0000 != 0).collect())
     }
 
     /// Whether the kernel can read each page on the process's behalf, which a guard page forbids.
@@ -124,14 +106,8 @@ impl Map {
         let mut out = [0u8; 1];
         Ok((0..self.pages())
             .map(|n| {
-                let local = libc::iovec {
-                    iov_base: out.as_mut_ptr().cast(),
-                    iov_len: 1,
-                };
-                let remote = libc::iovec {
-                    iov_base: (self.addr + n * PAGE) as *mut _,
-                    iov_len: 1,
-                };
+                let local = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: 1 };
+                let remote = libc::iovec { iov_base: (self.addr + n * PAGE) as *mut _, iov_len: 1 };
                 unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) == 1 }
             })
             .collect())

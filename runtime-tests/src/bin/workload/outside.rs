@@ -35,11 +35,7 @@ fn stdio(stage: &mut Stage) -> Fallible<Check> {
 /// A child's standard output is its parent's.
 fn holds_one_output() -> Fallible {
     let me = unsafe { libc::getpid() };
-    same(
-        "standard output of child and parent",
-        true,
-        crate::kernel::same_description(me, 1, 1, 1)?,
-    )
+    same("standard output of child and parent", true, crate::kernel::same_description(me, 1, 1, 1)?)
 }
 
 /// Standard streams that go nowhere.

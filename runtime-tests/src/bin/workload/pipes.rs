@@ -38,38 +38,15 @@ fn content(_: &mut Stage) -> Fallible<Check> {
         // O_LARGEFILE means nothing to a pipe, and has it when it was opened by name.
         let flags = |fd: i32| -> Fallible<(i64, i64)> {
             const O_LARGEFILE: i64 = 0o100_000;
-            Ok((
-                sys!(fcntl(fd, libc::F_GETFL))? & !O_LARGEFILE,
-                sys!(fcntl(fd, libc::F_GETFD))?,
-            ))
+            Ok((sys!(fcntl(fd, libc::F_GETFL))? & !O_LARGEFILE, sys!(fcntl(fd, libc::F_GETFD))?))
         };
         let (read_only, write_only) = (i64::from(libc::O_RDONLY), i64::from(libc::O_WRONLY));
-        same(
-            "flags",
-            [(read_only, 1), (write_only, 1)],
-            [flags(some[0])?, flags(some[1])?],
-        )?;
+        same("flags", [(read_only, 1), (write_only, 1)], [flags(some[0])?, flags(some[1])?])?;
         let nonblock = i64::from(libc::O_NONBLOCK);
-        same(
-            "flags",
-            [(nonblock, 0), (nonblock | write_only, 0)],
-            [flags(empty[0])?, flags(empty[1])?],
-        )?;
-        same(
-            "bytes in the pipe",
-            expected.len() as i32,
-            waiting(some[0])?,
-        )?;
-        same(
-            "content of a pipe",
-            &expected,
-            &read_exact(some[0], expected.len())?,
-        )?;
-        fails_with(
-            "read of an empty pipe",
-            libc::EAGAIN,
-            read(empty[0], 1).map(|_| 0),
-        )?;
+        same("flags", [(nonblock, 0), (nonblock | write_only, 0)], [flags(empty[0])?, flags(empty[1])?])?;
+        same("bytes in the pipe", expected.len() as i32, waiting(some[0])?)?;
+        same("content of a pipe", &expected, &read_exact(some[0], expected.len())?)?;
+        fails_with("read of an empty pipe", libc::EAGAIN, read(empty[0], 1).map(|_| 0))?;
         expected = noise(2, 4321);
         write(some[1], &expected)
     }))
@@ -81,16 +58,8 @@ fn full(_: &mut Stage) -> Fallible<Check> {
     let bytes = noise(3, 65536);
     write(ends[1], &bytes)?;
     Ok(Box::new(move || {
-        fails_with(
-            "write to a full pipe",
-            libc::EAGAIN,
-            write(ends[1], b"x").map(|()| 0),
-        )?;
-        same(
-            "content of a full pipe",
-            &bytes,
-            &read_exact(ends[0], bytes.len())?,
-        )?;
+        fails_with("write to a full pipe", libc::EAGAIN, write(ends[1], b"x").map(|()| 0))?;
+        same("content of a full pipe", &bytes, &read_exact(ends[0], bytes.len())?)?;
         fails_with("nothing more", libc::EAGAIN, read(ends[0], 1).map(|_| 0))?;
         write(ends[1], &bytes)
     }))
@@ -105,21 +74,10 @@ fn size(_: &mut Stage) -> Fallible<Check> {
     write(large[1], &bytes)?;
     write(small[1], &bytes[..4096])?;
     Ok(Box::new(move || {
-        let sizes = [
-            sys!(fcntl(large[0], libc::F_GETPIPE_SZ))?,
-            sys!(fcntl(small[0], libc::F_GETPIPE_SZ))?,
-        ];
+        let sizes = [sys!(fcntl(large[0], libc::F_GETPIPE_SZ))?, sys!(fcntl(small[0], libc::F_GETPIPE_SZ))?];
         same("sizes", [1 << 20, 4096], sizes)?;
-        same(
-            "content of a large pipe",
-            &bytes,
-            &read_exact(large[0], bytes.len())?,
-        )?;
-        same(
-            "content of a small pipe",
-            &bytes[..4096],
-            &read_exact(small[0], 4096)?[..],
-        )?;
+        same("content of a large pipe", &bytes, &read_exact(large[0], bytes.len())?)?;
+        same("content of a small pipe", &bytes[..4096], &read_exact(small[0], 4096)?[..])?;
         write(large[1], &bytes)?;
         write(small[1], &bytes[..4096])
     }))
@@ -129,19 +87,11 @@ fn size(_: &mut Stage) -> Fallible<Check> {
 fn packets(_: &mut Stage) -> Fallible<Check> {
     let ends = pipe(libc::O_DIRECT | libc::O_NONBLOCK)?;
     let sizes = [1, 100, 4096, 7, 3000];
-    let fill = move || {
-        sizes
-            .iter()
-            .try_for_each(|size| write(ends[1], &noise(*size as u64, *size)))
-    };
+    let fill = move || sizes.iter().try_for_each(|size| write(ends[1], &noise(*size as u64, *size)));
     fill()?;
     Ok(Box::new(move || {
         for size in sizes {
-            same(
-                format!("packet of {size} bytes"),
-                noise(size as u64, size),
-                read(ends[0], 5000)?,
-            )?;
+            same(format!("packet of {size} bytes"), noise(size as u64, size), read(ends[0], 5000)?)?;
         }
         fails_with("nothing more", libc::EAGAIN, read(ends[0], 1).map(|_| 0))?;
         fill()
@@ -157,18 +107,10 @@ fn closed_ends(_: &mut Stage) -> Fallible<Check> {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut expected: &[u8] = b"last words";
     Ok(Box::new(move || {
-        same(
-            "what the writer left",
-            expected.to_vec(),
-            read(no_writer[0], 100)?,
-        )?;
+        same("what the writer left", expected.to_vec(), read(no_writer[0], 100)?)?;
         same("end of file", Vec::new(), read(no_writer[0], 100)?)?;
         expected = b"";
-        fails_with(
-            "write without a reader",
-            libc::EPIPE,
-            write(no_reader[1], b"x").map(|()| 0),
-        )
+        fails_with("write without a reader", libc::EPIPE, write(no_reader[1], b"x").map(|()| 0))
     }))
 }
 
@@ -208,9 +150,7 @@ fn between(stage: &mut Stage) -> Fallible<Check> {
         expected.extend(send(10)?);
         let mut got = Vec::new();
         for _ in 0..expected.len() {
-            got.push(u64::from_ne_bytes(
-                read_exact(up[0], 8)?.try_into().map_err(|_| "8 bytes")?,
-            ));
+            got.push(u64::from_ne_bytes(read_exact(up[0], 8)?.try_into().map_err(|_| "8 bytes")?));
         }
         same("numbers through two children", &expected, &got)?;
         expected = send(50)?;
@@ -221,40 +161,17 @@ fn between(stage: &mut Stage) -> Fallible<Check> {
 /// One pipe opened once more by /proc: other flags, another description, the same bytes.
 fn reopened(_: &mut Stage) -> Fallible<Check> {
     let ends = pipe(0)?;
-    let second = open(
-        &format!("/proc/self/fd/{}", ends[0]),
-        libc::O_RDONLY | libc::O_NONBLOCK,
-    )?;
+    let second = open(&format!("/proc/self/fd/{}", ends[0]), libc::O_RDONLY | libc::O_NONBLOCK)?;
     let both = open(&format!("/proc/self/fd/{}", ends[0]), libc::O_RDWR)?;
     write(ends[1], b"abcdef")?;
     let mut expected: &[u8] = b"abcdef";
     Ok(Box::new(move || {
-        same(
-            "read through the second description",
-            expected[..3].to_vec(),
-            read(second, 3)?,
-        )?;
-        same(
-            "read through the first",
-            expected[3..].to_vec(),
-            read(ends[0], 100)?,
-        )?;
-        fails_with(
-            "and it does not block",
-            libc::EAGAIN,
-            read(second, 1).map(|_| 0),
-        )?;
+        same("read through the second description", expected[..3].to_vec(), read(second, 3)?)?;
+        same("read through the first", expected[3..].to_vec(), read(ends[0], 100)?)?;
+        fails_with("and it does not block", libc::EAGAIN, read(second, 1).map(|_| 0))?;
         write(both, b"ghijkl")?;
-        same(
-            "flags",
-            libc::O_RDWR,
-            sys!(fcntl(both, libc::F_GETFL))? as i32 & libc::O_ACCMODE,
-        )?;
-        same(
-            "one description or two",
-            false,
-            crate::kernel::same_description(1, ends[0], 1, second)?,
-        )?;
+        same("flags", libc::O_RDWR, sys!(fcntl(both, libc::F_GETFL))? as i32 & libc::O_ACCMODE)?;
+        same("one description or two", false, crate::kernel::same_description(1, ends[0], 1, second)?)?;
         expected = b"ghijkl";
         Ok(())
     }))

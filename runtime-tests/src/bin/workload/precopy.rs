@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::kernel::{c, raw, read_exact, sys, write};
 use crate::memory_map::{Map, PAGE};
-use crate::stage::{
-    Check, Fallible, Setup, Stage, eventually, fork, on_steps, same, sleep_for_good,
-};
+use crate::stage::{Check, Fallible, Setup, Stage, eventually, fork, on_steps, same, sleep_for_good};
 
 pub const WORKLOADS: &[(&str, Setup)] = &[
     ("precopy-idle", idle),
@@ -48,10 +46,7 @@ struct Book {
 impl Book {
     fn new(map: Map) -> Book {
         map.fill(SEED);
-        Book {
-            map,
-            seeds: (0..map.pages() as u64).map(|n| Some(SEED + n)).collect(),
-        }
+        Book { map, seeds: (0..map.pages() as u64).map(|n| Some(SEED + n)).collect() }
     }
 
     fn write(&mut self, page: usize, seed: u64) {
@@ -76,16 +71,11 @@ impl Book {
 }
 
 /// The usual workload: one book, a step that changes it, a check that reads it.
-fn book(
-    map: Map,
-    mut step: impl FnMut(&mut Book, u32) -> Fallible + Send + 'static,
-) -> Fallible<Check> {
+fn book(map: Map, mut step: impl FnMut(&mut Book, u32) -> Fallible + Send + 'static) -> Fallible<Check> {
     let book = Arc::new(Mutex::new(Book::new(map)));
     let ours = book.clone();
     on_steps(move |n| step(&mut *ours.lock().map_err(|e| e.to_string())?, n));
-    Ok(Box::new(move || {
-        book.lock().map_err(|e| e.to_string())?.holds("memory")
-    }))
+    Ok(Box::new(move || book.lock().map_err(|e| e.to_string())?.holds("memory")))
 }
 
 /// 128 MiB that nobody touches.
@@ -96,12 +86,7 @@ fn idle(_: &mut Stage) -> Fallible<Check> {
 fn writes(_: &mut Stage) -> Fallible<Check> {
     book(Map::private(16 * MIB)?, |book, n| {
         let pages = book.map.pages();
-        (0..500).for_each(|k| {
-            book.write(
-                (k * 7 + n as usize * 13) % pages,
-                u64::from(n) * 100_000 + k as u64,
-            )
-        });
+        (0..500).for_each(|k| book.write((k * 7 + n as usize * 13) % pages, u64::from(n) * 100_000 + k as u64));
         Ok(())
     })
 }
@@ -120,19 +105,10 @@ fn kernel_writes(stage: &mut Stage) -> Fallible<Check> {
                 let n = order.word(0).load(Ordering::SeqCst);
                 if n > done {
                     let page = crate::kernel::noise(900_000 + n, PAGE);
-                    let local = libc::iovec {
-                        iov_base: page.as_ptr() as *mut _,
-                        iov_len: PAGE,
-                    };
-                    let remote = libc::iovec {
-                        iov_base: (map.addr + 50 * PAGE) as *mut _,
-                        iov_len: PAGE,
-                    };
+                    let local = libc::iovec { iov_base: page.as_ptr() as *mut _, iov_len: PAGE };
+                    let remote = libc::iovec { iov_base: (map.addr + 50 * PAGE) as *mut _, iov_len: PAGE };
                     let count = unsafe { libc::process_vm_writev(1, &local, 1, &remote, 1, 0) };
-                    order.word(1).store(
-                        if count == PAGE as isize { n } else { u64::MAX },
-                        Ordering::SeqCst,
-                    );
+                    order.word(1).store(if count == PAGE as isize { n } else { u64::MAX }, Ordering::SeqCst);
                     done = n;
                 }
                 std::thread::sleep(std::time::Duration::from_millis(1));
@@ -145,16 +121,10 @@ fn kernel_writes(stage: &mut Stage) -> Fallible<Check> {
         // read(2) into untouched pages.
         write(ends[1], &crate::kernel::noise(800_000 + n, PAGE))?;
         let page = book.map.part(100, 1);
-        same(
-            "read",
-            PAGE as i64,
-            sys!(read(ends[0], page.addr as *mut _, PAGE))?,
-        )?;
+        same("read", PAGE as i64, sys!(read(ends[0], page.addr as *mut _, PAGE))?)?;
         book.seeds[100] = Some(800_000 + n);
         order.word(0).store(n, Ordering::SeqCst);
-        eventually("the other process writes", || {
-            order.word(1).load(Ordering::SeqCst) >= n
-        })?;
+        eventually("the other process writes", || order.word(1).load(Ordering::SeqCst) >= n)?;
         same("process_vm_writev", n, order.word(1).load(Ordering::SeqCst))?;
         book.seeds[50] = Some(900_000 + n);
         // /proc/self/mem, past the protection of the page.
@@ -208,9 +178,7 @@ fn free(_: &mut Stage) -> Fallible<Check> {
             part.part(8, 8).holds("written after MADV_FREE", 7)?;
             for page in (0..8).chain(16..64) {
                 let seed = SEED + (100 * n + page) as u64;
-                part.part(page, 1)
-                    .holds("", seed)
-                    .or_else(|_| part.part(page, 1).is_zero("freed page"))?;
+                part.part(page, 1).holds("", seed).or_else(|_| part.part(page, 1).is_zero("freed page"))?;
             }
         }
         map.part(0, 100).holds("untouched", SEED)
@@ -227,10 +195,7 @@ fn shared(stage: &mut Stage) -> Fallible<Check> {
             loop {
                 let n = order.word(0).load(Ordering::SeqCst);
                 if n > done {
-                    (0..64).for_each(|k| {
-                        map.part(n as usize * 100 + k * 2, 1)
-                            .fill(n * 1000 + k as u64)
-                    });
+                    (0..64).for_each(|k| map.part(n as usize * 100 + k * 2, 1).fill(n * 1000 + k as u64));
                     order.word(1).store(n, Ordering::SeqCst);
                     done = n;
                 }
@@ -241,9 +206,7 @@ fn shared(stage: &mut Stage) -> Fallible<Check> {
     })?;
     book(map, move |book, n| {
         order.word(0).store(u64::from(n), Ordering::SeqCst);
-        eventually("the other process writes", || {
-            order.word(1).load(Ordering::SeqCst) == u64::from(n)
-        })?;
+        eventually("the other process writes", || order.word(1).load(Ordering::SeqCst) == u64::from(n))?;
         for k in 0..64 {
             book.seeds[n as usize * 100 + k * 2] = Some(u64::from(n) * 1000 + k as u64);
         }
@@ -255,16 +218,8 @@ fn shared(stage: &mut Stage) -> Fallible<Check> {
 fn shared_unmapped(_: &mut Stage) -> Fallible<Check> {
     book(Map::shared(4 * MIB)?, |book, n| {
         let part = book.map.part(n as usize * 100, 32);
-        let twin = sys!(mremap(
-            part.addr as *mut _,
-            0,
-            part.len,
-            libc::MREMAP_MAYMOVE
-        ))? as usize;
-        let twin = Map {
-            addr: twin,
-            len: part.len,
-        };
+        let twin = sys!(mremap(part.addr as *mut _, 0, part.len, libc::MREMAP_MAYMOVE))? as usize;
+        let twin = Map { addr: twin, len: part.len };
         twin.fill(u64::from(n) * 5000);
         sys!(munmap(twin.addr as *mut _, twin.len))?;
         for k in 0..32 {
@@ -289,11 +244,7 @@ fn new_mapping(_: &mut Stage) -> Fallible<Check> {
     let made: Arc<Mutex<Vec<(Map, u64)>>> = Arc::default();
     let ours = made.clone();
     on_steps(move |n| {
-        for map in [
-            Map::private(2 * MIB)?,
-            Map::shared(MIB)?,
-            Map::private(PAGE)?,
-        ] {
+        for map in [Map::private(2 * MIB)?, Map::shared(MIB)?, Map::private(PAGE)?] {
             let seed = u64::from(n) * 10_000;
             map.fill(seed);
             ours.lock().map_err(|e| e.to_string())?.push((map, seed));
@@ -301,10 +252,7 @@ fn new_mapping(_: &mut Stage) -> Fallible<Check> {
         Ok(())
     });
     Ok(Box::new(move || {
-        made.lock()
-            .map_err(|e| e.to_string())?
-            .iter()
-            .try_for_each(|(map, seed)| map.holds("new mapping", *seed))
+        made.lock().map_err(|e| e.to_string())?.iter().try_for_each(|(map, seed)| map.holds("new mapping", *seed))
     }))
 }
 
@@ -316,36 +264,17 @@ fn moved(_: &mut Stage) -> Fallible<Check> {
         let old = book.map;
         let room = Map::private(old.len)?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-        sys!(mremap(
-            old.addr as *mut _,
-            old.len,
-            old.len,
-            flags,
-            room.addr
-        ))?;
+        sys!(mremap(old.addr as *mut _, old.len, old.len, flags, room.addr))?;
         book.map = room;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        sys!(mmap(
-            old.addr as *mut _,
-            64 * PAGE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            flags,
-            -1,
-            0
-        ))?;
+        sys!(mmap(old.addr as *mut _, 64 * PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0))?;
         old.part(0, 64).fill(31);
-        ours.lock()
-            .map_err(|e| e.to_string())?
-            .push(old.part(0, 64));
+        ours.lock().map_err(|e| e.to_string())?.push(old.part(0, 64));
         Ok(())
     })?;
     Ok(Box::new(move || {
         check()?;
-        newcomer
-            .lock()
-            .map_err(|e| e.to_string())?
-            .iter()
-            .try_for_each(|m| m.holds("where the moved mapping was", 31))
+        newcomer.lock().map_err(|e| e.to_string())?.iter().try_for_each(|m| m.holds("where the moved mapping was", 31))
     }))
 }
 
@@ -355,14 +284,7 @@ fn replaced(_: &mut Stage) -> Fallible<Check> {
         let part = book.map.part(200 * n as usize, 100);
         sys!(munmap(part.addr as *mut _, part.len))?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        sys!(mmap(
-            part.addr as *mut _,
-            part.len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            flags,
-            -1,
-            0
-        ))?;
+        sys!(mmap(part.addr as *mut _, part.len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0))?;
         let first = 200 * n as usize;
         book.wiped(first..first + 100);
         book.write(first + 50, 9);
@@ -374,17 +296,8 @@ fn replaced(_: &mut Stage) -> Fallible<Check> {
 fn resized(_: &mut Stage) -> Fallible<Check> {
     book(Map::private(2 * MIB)?, |book, n| {
         let old = book.map;
-        let to = if n % 2 == 1 {
-            old.len + MIB
-        } else {
-            old.len / 2
-        };
-        let addr = sys!(mremap(
-            old.addr as *mut _,
-            old.len,
-            to,
-            libc::MREMAP_MAYMOVE
-        ))? as usize;
+        let to = if n % 2 == 1 { old.len + MIB } else { old.len / 2 };
+        let addr = sys!(mremap(old.addr as *mut _, old.len, to, libc::MREMAP_MAYMOVE))? as usize;
         book.map = Map { addr, len: to };
         book.seeds.resize(to / PAGE, None);
         if to > old.len {
@@ -404,8 +317,7 @@ fn protected(_: &mut Stage) -> Fallible<Check> {
         part.protect(libc::PROT_READ | libc::PROT_WRITE)?;
         book.write(first + 10, 21);
         part.part(20, 30).protect(libc::PROT_NONE)?;
-        part.part(20, 30)
-            .protect(libc::PROT_READ | libc::PROT_WRITE)?;
+        part.part(20, 30).protect(libc::PROT_READ | libc::PROT_WRITE)?;
         book.write(first + 30, 22);
         part.part(40, 10).protect(libc::PROT_READ)
     })
@@ -413,18 +325,10 @@ fn protected(_: &mut Stage) -> Fallible<Check> {
 
 /// A private mapping of a file, copied page by page between the rounds; a shared one, written.
 fn file(_: &mut Stage) -> Fallible<Check> {
-    let content: Vec<u8> = (0..512u64)
-        .flat_map(|n| crate::kernel::noise(SEED + n, PAGE))
-        .collect();
+    let content: Vec<u8> = (0..512u64).flat_map(|n| crate::kernel::noise(SEED + n, PAGE)).collect();
     std::fs::write("/precopy-file", content).map_err(|e| e.to_string())?;
     let fd = crate::kernel::open("/precopy-file", libc::O_RDWR)?;
-    let map = Map::of_file(
-        512 * PAGE,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_PRIVATE,
-        fd,
-        0,
-    )?;
+    let map = Map::of_file(512 * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE, fd, 0)?;
     let seeds = (0..512u64).map(|n| Some(SEED + n)).collect();
     let shared = Arc::new(Mutex::new(Book { map, seeds }));
     let ours = shared.clone();
@@ -432,18 +336,11 @@ fn file(_: &mut Stage) -> Fallible<Check> {
         let mut book = ours.lock().map_err(|e| e.to_string())?;
         (0..20).for_each(|k| book.write(n as usize * 50 + k, u64::from(n) * 333 + k as u64));
         // A copied page that is given back is the file's again.
-        book.map
-            .part(n as usize * 50 + 4, 1)
-            .advise(libc::MADV_DONTNEED)?;
+        book.map.part(n as usize * 50 + 4, 1).advise(libc::MADV_DONTNEED)?;
         book.seeds[n as usize * 50 + 4] = Some(SEED + u64::from(n) * 50 + 4);
         Ok(())
     });
-    Ok(Box::new(move || {
-        shared
-            .lock()
-            .map_err(|e| e.to_string())?
-            .holds("mapped file")
-    }))
+    Ok(Box::new(move || shared.lock().map_err(|e| e.to_string())?.holds("mapped file")))
 }
 
 /// Huge pages, of which single small pages are written.
@@ -452,15 +349,8 @@ fn huge(_: &mut Stage) -> Fallible<Check> {
     map.advise(libc::MADV_HUGEPAGE)?;
     book(map, |book, n| {
         let pages = book.map.pages();
-        (0..16).for_each(|k| {
-            book.write(
-                (k * 512 + 17 * n as usize) % pages,
-                u64::from(n) * 70 + k as u64,
-            )
-        });
-        book.map
-            .part(4096 + 600 * n as usize, 512)
-            .advise(libc::MADV_DONTNEED)?;
+        (0..16).for_each(|k| book.write((k * 512 + 17 * n as usize) % pages, u64::from(n) * 70 + k as u64));
+        book.map.part(4096 + 600 * n as usize, 512).advise(libc::MADV_DONTNEED)?;
         book.wiped(4096 + 600 * n as usize..4096 + 600 * n as usize + 512);
         Ok(())
     })
@@ -487,17 +377,13 @@ fn fork_between(_: &mut Stage) -> Fallible<Check> {
                 let round = results.word(0).load(Ordering::SeqCst);
                 if round > asked {
                     let good = own.holds("the child's memory").is_ok();
-                    results
-                        .word(200 + child)
-                        .store(round << 1 | u64::from(good), Ordering::SeqCst);
+                    results.word(200 + child).store(round << 1 | u64::from(good), Ordering::SeqCst);
                     asked = round;
                 }
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         })?;
-        eventually("the child writes", || {
-            results.word(100 + child).load(Ordering::SeqCst) == 1
-        })?;
+        eventually("the child writes", || results.word(100 + child).load(Ordering::SeqCst) == 1)?;
         book.write(6, 60 + u64::from(n));
         *count.lock().map_err(|e| e.to_string())? = children;
         Ok(())
@@ -506,14 +392,8 @@ fn fork_between(_: &mut Stage) -> Fallible<Check> {
         check()?;
         let round = results.word(0).fetch_add(1, Ordering::SeqCst) + 1;
         for child in 0..*shared_count.lock().map_err(|e| e.to_string())? {
-            eventually("a child answers", || {
-                results.word(200 + child).load(Ordering::SeqCst) >> 1 == round
-            })?;
-            same(
-                format!("memory of child {child} is right"),
-                1,
-                results.word(200 + child).load(Ordering::SeqCst) & 1,
-            )?;
+            eventually("a child answers", || results.word(200 + child).load(Ordering::SeqCst) >> 1 == round)?;
+            same(format!("memory of child {child} is right"), 1, results.word(200 + child).load(Ordering::SeqCst) & 1)?;
         }
         Ok(())
     }))
@@ -525,10 +405,7 @@ fn fork_cow(stage: &mut Stage) -> Fallible<Check> {
     map.fill(SEED);
     let order = Map::shared(PAGE)?;
     stage.member("child", move |_| {
-        let book = Arc::new(Mutex::new(Book {
-            map,
-            seeds: (0..1024).map(|n| Some(SEED + n)).collect(),
-        }));
+        let book = Arc::new(Mutex::new(Book { map, seeds: (0..1024).map(|n| Some(SEED + n)).collect() }));
         let ours = book.clone();
         std::thread::spawn(move || {
             let mut done = 0;
@@ -543,30 +420,17 @@ fn fork_cow(stage: &mut Stage) -> Fallible<Check> {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         });
-        Ok(Box::new(move || {
-            book.lock()
-                .map_err(|e| e.to_string())?
-                .holds("the child's memory")
-        }))
+        Ok(Box::new(move || book.lock().map_err(|e| e.to_string())?.holds("the child's memory")))
     })?;
-    let book = Arc::new(Mutex::new(Book {
-        map,
-        seeds: (0..1024).map(|n| Some(SEED + n)).collect(),
-    }));
+    let book = Arc::new(Mutex::new(Book { map, seeds: (0..1024).map(|n| Some(SEED + n)).collect() }));
     let ours = book.clone();
     on_steps(move |n| {
         order.word(0).store(u64::from(n), Ordering::SeqCst);
         let mut book = ours.lock().map_err(|e| e.to_string())?;
         (0..30).for_each(|k| book.write(100 * n as usize + 15 + k, 6000 + k as u64));
-        eventually("the child writes", || {
-            order.word(1).load(Ordering::SeqCst) == u64::from(n)
-        })
+        eventually("the child writes", || order.word(1).load(Ordering::SeqCst) == u64::from(n))
     });
-    Ok(Box::new(move || {
-        book.lock()
-            .map_err(|e| e.to_string())?
-            .holds("the parent's memory")
-    }))
+    Ok(Box::new(move || book.lock().map_err(|e| e.to_string())?.holds("the parent's memory")))
 }
 
 /// A child becomes another program between the rounds: same pid, other memory.
@@ -580,19 +444,13 @@ fn exec(stage: &mut Stage) -> Fallible<Check> {
         while go.word(0).load(Ordering::SeqCst) == 0 {
             libc::usleep(1000);
         }
-        let args = [
-            c"workload".as_ptr(),
-            c"precopy-exec-part".as_ptr(),
-            std::ptr::null(),
-        ];
+        let args = [c"workload".as_ptr(), c"precopy-exec-part".as_ptr(), std::ptr::null()];
         let env = [environment.as_ptr(), std::ptr::null()];
         libc::execve(c"/workload".as_ptr(), args.as_ptr(), env.as_ptr());
     })?;
     on_steps(move |_| {
         go.word(0).store(1, Ordering::SeqCst);
-        eventually("the new program is ready", || {
-            std::path::Path::new("/run-state/ready-exec").exists()
-        })
+        eventually("the new program is ready", || std::path::Path::new("/run-state/ready-exec").exists())
     });
     Ok(Box::new(move || {
         go.word(0).store(1, Ordering::SeqCst);
@@ -604,9 +462,7 @@ fn exec(stage: &mut Stage) -> Fallible<Check> {
 fn exec_part(_: &mut Stage) -> Fallible<Check> {
     let map = Map::private(4 * MIB)?;
     map.fill(SEED * 2);
-    Ok(Box::new(move || {
-        map.holds("the new program's memory", SEED * 2)
-    }))
+    Ok(Box::new(move || map.holds("the new program's memory", SEED * 2)))
 }
 
 /// A child dies, and another one gets its pid, with other memory at the same addresses.
@@ -614,24 +470,8 @@ fn pid_reuse(_: &mut Stage) -> Fallible<Check> {
     let map = Map::private(2 * MIB)?;
     let board = Map::shared(PAGE)?;
     let spawn = move |pid: i32, seed: u64| -> Fallible<i32> {
-        let set_tid = if pid == 0 {
-            (0, 0)
-        } else {
-            (&raw const pid as u64, 1)
-        };
-        let args: [u64; 11] = [
-            0,
-            0,
-            0,
-            0,
-            libc::SIGCHLD as u64,
-            0,
-            0,
-            0,
-            set_tid.0,
-            set_tid.1,
-            0,
-        ];
+        let set_tid = if pid == 0 { (0, 0) } else { (&raw const pid as u64, 1) };
+        let args: [u64; 11] = [0, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0, set_tid.0, set_tid.1, 0];
         let child = raw!(SYS_clone3, args.as_ptr(), 88)?;
         if child == 0 {
             map.fill(seed);
@@ -641,17 +481,13 @@ fn pid_reuse(_: &mut Stage) -> Fallible<Check> {
                 let round = board.word(0).load(Ordering::SeqCst);
                 if round > asked {
                     let good = map.holds("", seed).is_ok();
-                    board
-                        .word(2)
-                        .store(round << 1 | u64::from(good), Ordering::SeqCst);
+                    board.word(2).store(round << 1 | u64::from(good), Ordering::SeqCst);
                     asked = round;
                 }
                 unsafe { libc::usleep(1000) };
             }
         }
-        eventually("the child is ready", || {
-            board.word(1).load(Ordering::SeqCst) == seed
-        })?;
+        eventually("the child is ready", || board.word(1).load(Ordering::SeqCst) == seed)?;
         Ok(child as i32)
     };
     let first = spawn(0, 1)?;
@@ -663,14 +499,8 @@ fn pid_reuse(_: &mut Stage) -> Fallible<Check> {
     });
     Ok(Box::new(move || {
         let round = board.word(0).fetch_add(1, Ordering::SeqCst) + 1;
-        eventually("the child answers", || {
-            board.word(2).load(Ordering::SeqCst) >> 1 == round
-        })?;
-        same(
-            "the child's memory is right",
-            1,
-            board.word(2).load(Ordering::SeqCst) & 1,
-        )
+        eventually("the child answers", || board.word(2).load(Ordering::SeqCst) >> 1 == round)?;
+        same("the child's memory is right", 1, board.word(2).load(Ordering::SeqCst) & 1)
     }))
 }
 
@@ -701,19 +531,13 @@ fn brk(_: &mut Stage) -> Fallible<Check> {
     let at = |to: usize| unsafe { libc::syscall(libc::SYS_brk, to) as usize };
     let start = at(0).next_multiple_of(PAGE);
     same("brk", start + MIB, at(start + MIB))?;
-    let map = Map {
-        addr: start,
-        len: MIB,
-    };
+    let map = Map { addr: start, len: MIB };
     book(map, move |book, n| {
         let old = book.map;
         same("shrunk", old.addr + old.len / 2, at(old.addr + old.len / 2))?;
         let to = old.len + n as usize * MIB;
         same("grown", old.addr + to, at(old.addr + to))?;
-        book.map = Map {
-            addr: old.addr,
-            len: to,
-        };
+        book.map = Map { addr: old.addr, len: to };
         book.seeds.truncate(old.pages() / 2);
         book.seeds.resize(to / PAGE, None);
         book.write(to / PAGE - 2, 11);
@@ -732,21 +556,15 @@ fn stack(_: &mut Stage) -> Fallible<Check> {
             let mut frame = [depth; 4096];
             std::hint::black_box(&mut frame);
             loop {
-                let Ok(order) = read_exact(ends[0], 1) else {
-                    sleep_for_good()
-                };
-                let good = std::hint::black_box(&frame)
-                    .iter()
-                    .all(|word| *word == depth);
+                let Ok(order) = read_exact(ends[0], 1) else { sleep_for_good() };
+                let good = std::hint::black_box(&frame).iter().all(|word| *word == depth);
                 match order[0] {
                     b'd' => {
                         answers.word(0).fetch_add(1, Ordering::SeqCst);
                         deeper(ends, answers, depth + 1);
                     }
                     _ => {
-                        answers
-                            .word(1)
-                            .fetch_add(if good { 1 } else { 1 << 32 }, Ordering::SeqCst);
+                        answers.word(1).fetch_add(if good { 1 } else { 1 << 32 }, Ordering::SeqCst);
                         if depth > 0 {
                             return;
                         }
@@ -763,9 +581,7 @@ fn stack(_: &mut Stage) -> Fallible<Check> {
             let mut depth = ours.lock().map_err(|e| e.to_string())?;
             write(ends[1], b"d")?;
             *depth += 1;
-            eventually("deeper", || {
-                answers.word(0).load(Ordering::SeqCst) == *depth
-            })?;
+            eventually("deeper", || answers.word(0).load(Ordering::SeqCst) == *depth)?;
         }
         Ok(())
     });
@@ -776,11 +592,7 @@ fn stack(_: &mut Stage) -> Fallible<Check> {
             write(ends[1], b"u")?;
             asked += 1;
             eventually("up", || answers.word(1).load(Ordering::SeqCst) != asked - 1)?;
-            same(
-                "frames that held",
-                asked,
-                answers.word(1).load(Ordering::SeqCst),
-            )?;
+            same("frames that held", asked, answers.word(1).load(Ordering::SeqCst))?;
         }
         answers.word(0).store(0, Ordering::SeqCst);
         Ok(())

@@ -5,9 +5,7 @@ use std::fs;
 use crate::stage::Fallible;
 
 pub fn text(path: &str) -> Fallible<String> {
-    fs::read(path)
-        .map(|b| String::from_utf8_lossy(&b).into_owned())
-        .map_err(|e| format!("{path}: {e}"))
+    fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).map_err(|e| format!("{path}: {e}"))
 }
 
 pub fn bytes(path: &str) -> Fallible<Vec<u8>> {
@@ -15,9 +13,7 @@ pub fn bytes(path: &str) -> Fallible<Vec<u8>> {
 }
 
 pub fn link(path: &str) -> Fallible<String> {
-    fs::read_link(path)
-        .map(|p| p.to_string_lossy().into_owned())
-        .map_err(|e| format!("{path}: {e}"))
+    fs::read_link(path).map(|p| p.to_string_lossy().into_owned()).map_err(|e| format!("{path}: {e}"))
 }
 
 /// The named lines of `/proc/WHO/status`, `WHO` being a pid, `self` or `PID/task/TID`.
@@ -35,14 +31,8 @@ pub fn stat(who: &str, fields: &[usize]) -> Fallible<Vec<i64>> {
     fields
         .iter()
         .map(|field| {
-            let part = parts
-                .get(field - 3)
-                .ok_or_else(|| format!("stat has no field {field}"))?;
-            Ok(part
-                .parse::<u64>()
-                .map(|n| n as i64)
-                .or_else(|_| part.parse())
-                .unwrap_or(-1))
+            let part = parts.get(field - 3).ok_or_else(|| format!("stat has no field {field}"))?;
+            Ok(part.parse::<u64>().map(|n| n as i64).or_else(|_| part.parse()).unwrap_or(-1))
         })
         .collect()
 }
@@ -53,15 +43,9 @@ pub fn smaps_of(addr: usize) -> Fallible<String> {
     let mut entry = String::new();
     let mut inside = false;
     for line in all.lines() {
-        let head = line
-            .split_once(' ')
-            .and_then(|(range, _)| range.split_once('-'));
-        let range = head.and_then(|(a, b)| {
-            Some((
-                usize::from_str_radix(a, 16).ok()?,
-                usize::from_str_radix(b, 16).ok()?,
-            ))
-        });
+        let head = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+        let range =
+            head.and_then(|(a, b)| Some((usize::from_str_radix(a, 16).ok()?, usize::from_str_radix(b, 16).ok()?)));
         if let Some((start, end)) = range {
             inside = (start..end).contains(&addr);
         }
@@ -70,28 +54,18 @@ pub fn smaps_of(addr: usize) -> Fallible<String> {
             entry.push('\n');
         }
     }
-    if entry.is_empty() {
-        Err(format!("nothing is mapped at {addr:#x}"))
-    } else {
-        Ok(entry)
-    }
+    if entry.is_empty() { Err(format!("nothing is mapped at {addr:#x}")) } else { Ok(entry) }
 }
 
 /// A line of an smaps entry, without its name: `smaps_field(&entry, "VmFlags")`.
 pub fn smaps_field(entry: &str, name: &str) -> Fallible<String> {
-    let line = entry
-        .lines()
-        .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
-    line.map(|l| l.trim().to_owned())
-        .ok_or_else(|| format!("smaps has no {name}"))
+    let line = entry.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+    line.map(|l| l.trim().to_owned()).ok_or_else(|| format!("smaps has no {name}"))
 }
 
 /// A size in an smaps entry, in bytes.
 pub fn smaps_size(entry: &str, name: &str) -> Fallible<usize> {
     let field = smaps_field(entry, name)?;
-    let kib = field
-        .strip_suffix(" kB")
-        .and_then(|n| n.trim().parse::<usize>().ok());
-    kib.map(|n| n * 1024)
-        .ok_or_else(|| format!("smaps {name}: {field}"))
+    let kib = field.strip_suffix(" kB").and_then(|n| n.trim().parse::<usize>().ok());
+    kib.map(|n| n * 1024).ok_or_else(|| format!("smaps {name}: {field}"))
 }

@@ -6,12 +6,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::kernel::noise;
 use crate::stage::{Check, Fallible, Setup, Stage, eventually, same};
 
-pub const WORKLOADS: &[(&str, Setup)] = &[
-    ("registers-general", general),
-    ("registers-avx", avx),
-    ("registers-avx512", avx512),
-    ("registers-fpu", fpu),
-];
+pub const WORKLOADS: &[(&str, Setup)] =
+    &[("registers-general", general), ("registers-avx", avx), ("registers-avx512", avx512), ("registers-fpu", fpu)];
 
 /// What a spinning thread shares with the others; the assembly below knows the offsets.
 #[repr(C, align(64))]
@@ -227,12 +223,7 @@ fn spin(what: &'static str, run: impl Fn(&Spin) -> u64 + Send + Copy + 'static) 
     let spins: Vec<&'static Spin> = (1..=2u64)
         .map(|seed| {
             let values = noise(seed, 4096).try_into().expect("4096 bytes of noise");
-            let spin = Spin {
-                stop: AtomicU32::new(0),
-                _pad: 0,
-                turns: AtomicU64::new(0),
-                values,
-            };
+            let spin = Spin { stop: AtomicU32::new(0), _pad: 0, turns: AtomicU64::new(0), values };
             &*Box::leak(Box::new(spin))
         })
         .collect();
@@ -244,24 +235,16 @@ fn spin(what: &'static str, run: impl Fn(&Spin) -> u64 + Send + Copy + 'static) 
     let go_on = move || {
         for spin in &spins {
             let before = spin.turns.load(Ordering::Relaxed);
-            eventually(what, || {
-                spin.turns.load(Ordering::Relaxed) > before || wrong.load(Ordering::SeqCst) != 0
-            })?;
+            eventually(what, || spin.turns.load(Ordering::Relaxed) > before || wrong.load(Ordering::SeqCst) != 0)?;
         }
-        same(
-            format!("{what}: number of the register that changed"),
-            0,
-            wrong.load(Ordering::SeqCst),
-        )
+        same(format!("{what}: number of the register that changed"), 0, wrong.load(Ordering::SeqCst))
     };
     go_on()?;
     Ok(Box::new(go_on))
 }
 
 fn general(_: &mut Stage) -> Fallible<Check> {
-    spin("general registers and the direction flag (2)", |s| unsafe {
-        spin_general(s)
-    })
+    spin("general registers and the direction flag (2)", |s| unsafe { spin_general(s) })
 }
 
 fn avx(_: &mut Stage) -> Fallible<Check> {
@@ -275,19 +258,14 @@ fn avx512(_: &mut Stage) -> Fallible<Check> {
     if !std::is_x86_feature_detected!("avx512bw") {
         return Err("skip: no AVX-512".into());
     }
-    spin("zmm registers (from 33: k1 to k7)", |s| unsafe {
-        spin_avx512(s)
-    })
+    spin("zmm registers (from 33: k1 to k7)", |s| unsafe { spin_avx512(s) })
 }
 
 fn fpu(_: &mut Stage) -> Fallible<Check> {
     #[repr(align(64))]
     struct Scratch([u8; 512]);
-    spin(
-        "x87 control and status (1), MXCSR (2), x87 stack (3)",
-        |s| {
-            let mut scratch = Scratch([0; 512]);
-            unsafe { spin_fpu(s, &mut scratch.0) }
-        },
-    )
+    spin("x87 control and status (1), MXCSR (2), x87 stack (3)", |s| {
+        let mut scratch = Scratch([0; 512]);
+        unsafe { spin_fpu(s, &mut scratch.0) }
+    })
 }

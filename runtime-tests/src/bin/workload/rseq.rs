@@ -69,9 +69,7 @@ fn area() -> Fallible<usize> {
 /// The kernel keeps the CPU's number up to date, in every thread.
 fn registered(_: &mut Stage) -> Fallible<Check> {
     area()?;
-    let threads = (0..4)
-        .map(|_| Answerer::start(|| area().map(drop)))
-        .collect::<Fallible<Vec<_>>>()?;
+    let threads = (0..4).map(|_| Answerer::start(|| area().map(drop))).collect::<Fallible<Vec<_>>>()?;
     fn follows_cpu() -> Fallible {
         let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
         sys!(sched_getaffinity(0, size_of_val(&allowed), &mut allowed))?;
@@ -117,16 +115,10 @@ fn section(_: &mut Stage) -> Fallible<Check> {
     }
     let check = move || -> Fallible {
         let before = COMMITTED.load(Ordering::SeqCst);
-        eventually("sequences are committed", || {
-            COMMITTED.load(Ordering::SeqCst) > before + 10
-        })?;
+        eventually("sequences are committed", || COMMITTED.load(Ordering::SeqCst) > before + 10)?;
         let pause = PAUSE.fetch_add(1, Ordering::SeqCst) + 1;
-        eventually("threads pause", || {
-            PAUSED.iter().all(|p| p.load(Ordering::SeqCst) == pause)
-        })?;
-        let counted = (0..256)
-            .map(|cpu| counters.word(cpu * 16).load(Ordering::SeqCst))
-            .sum::<u64>();
+        eventually("threads pause", || PAUSED.iter().all(|p| p.load(Ordering::SeqCst) == pause))?;
+        let counted = (0..256).map(|cpu| counters.word(cpu * 16).load(Ordering::SeqCst)).sum::<u64>();
         let committed = COMMITTED.load(Ordering::SeqCst);
         PAUSE.fetch_add(1, Ordering::SeqCst);
         same("increments that were committed", committed, counted)
@@ -161,12 +153,8 @@ impl Lock {
     /// Takes the lock of a dead owner over, and gives it back.
     fn inherit(self) -> Fallible {
         same("lock of a dead owner", libc::EOWNERDEAD, self.acquire())?;
-        same("made consistent", 0, unsafe {
-            libc::pthread_mutex_consistent(self.0)
-        })?;
-        same("given back", 0, unsafe {
-            libc::pthread_mutex_unlock(self.0)
-        })
+        same("made consistent", 0, unsafe { libc::pthread_mutex_consistent(self.0) })?;
+        same("given back", 0, unsafe { libc::pthread_mutex_unlock(self.0) })
     }
 }
 
@@ -201,9 +189,7 @@ fn robust_shared(_: &mut Stage) -> Fallible<Check> {
             map.word(511 - n).store(1, Ordering::SeqCst);
             sleep_for_good()
         })?;
-        eventually("the child holds the lock", || {
-            map.word(511 - n).load(Ordering::SeqCst) == 1
-        })?;
+        eventually("the child holds the lock", || map.word(511 - n).load(Ordering::SeqCst) == 1)?;
         holders.push((lock, child));
     }
     Ok(Box::new(move || {

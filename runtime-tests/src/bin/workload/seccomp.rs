@@ -15,36 +15,17 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
 
 /// Classic BPF: these calls fail with these errnos (or the process is killed), all others pass.
 fn install(rules: &[(i64, u32)], default: u32) -> Fallible {
-    let stmt = |code: u32, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf: 0,
-        k,
-    };
+    let stmt = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let mut program = vec![stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0)];
     for (call, action) in rules {
         let jump = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-        program.push(libc::sock_filter {
-            code: jump,
-            jt: 0,
-            jf: 1,
-            k: *call as u32,
-        });
+        program.push(libc::sock_filter { code: jump, jt: 0, jf: 1, k: *call as u32 });
         program.push(stmt(libc::BPF_RET | libc::BPF_K, *action));
     }
     program.push(stmt(libc::BPF_RET | libc::BPF_K, default));
-    let filter = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_mut_ptr(),
-    };
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     raw!(SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)?;
-    raw!(
-        SYS_seccomp,
-        libc::SECCOMP_SET_MODE_FILTER,
-        0,
-        &raw const filter
-    )
-    .map(drop)
+    raw!(SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter).map(drop)
 }
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -67,14 +48,7 @@ fn b() -> Fallible<i64> {
 
 fn filters(expected: i64) -> Fallible {
     let lines = procfs::status("thread-self", &["Seccomp", "Seccomp_filters"])?;
-    same(
-        "mode and number of filters",
-        vec![
-            "Seccomp:\t2".to_owned(),
-            format!("Seccomp_filters:\t{expected}"),
-        ],
-        lines,
-    )
+    same("mode and number of filters", vec!["Seccomp:\t2".to_owned(), format!("Seccomp_filters:\t{expected}")], lines)
 }
 
 fn one(stage: &mut Stage) -> Fallible<Check> {
@@ -91,13 +65,7 @@ fn one(stage: &mut Stage) -> Fallible<Check> {
             fails_with("filtered call", 77, a())
         }))
     })?;
-    Ok(Box::new(|| {
-        same(
-            "seccomp of init",
-            vec!["Seccomp:\t0".to_owned()],
-            procfs::status("self", &["Seccomp"])?,
-        )
-    }))
+    Ok(Box::new(|| same("seccomp of init", vec!["Seccomp:\t0".to_owned()], procfs::status("self", &["Seccomp"])?)))
 }
 
 fn stacked(stage: &mut Stage) -> Fallible<Check> {
@@ -132,13 +100,7 @@ fn threads(stage: &mut Stage) -> Fallible<Check> {
             install(&[(B, errno(73))], ALLOW)
         })?;
         Ok(Box::new(move || {
-            free.ask(|| {
-                same(
-                    "filters",
-                    vec!["Seccomp:\t0".to_owned()],
-                    procfs::status("thread-self", &["Seccomp"])?,
-                )
-            })?;
+            free.ask(|| same("filters", vec!["Seccomp:\t0".to_owned()], procfs::status("thread-self", &["Seccomp"])?))?;
             first.ask(|| {
                 filters(1)?;
                 fails_with("first thread", 71, a())
@@ -179,10 +141,7 @@ fn tight(stage: &mut Stage) -> Fallible<Check> {
             libc::SYS_umask,
             libc::SYS_getpid,
         ];
-        let rules: Vec<_> = deadly
-            .iter()
-            .map(|call| (*call, libc::SECCOMP_RET_KILL_PROCESS))
-            .collect();
+        let rules: Vec<_> = deadly.iter().map(|call| (*call, libc::SECCOMP_RET_KILL_PROCESS)).collect();
         install(&rules, ALLOW)?;
         Ok(Box::new(|| filters(1)))
     })?;
@@ -200,15 +159,8 @@ fn tight(stage: &mut Stage) -> Fallible<Check> {
             fails_with(
                 "mmap",
                 libc::ENOMEM,
-                sys!(mmap(
-                    std::ptr::null_mut(),
-                    4096,
-                    0,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                    -1,
-                    0
-                ))
-                .map(|a| a as i64),
+                sys!(mmap(std::ptr::null_mut(), 4096, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0))
+                    .map(|a| a as i64),
             )
         }))
     })?;

@@ -53,22 +53,11 @@ fn actions(stage: &mut Stage) -> Fallible<Check> {
         const SA_RESTORER: u64 = 0x0400_0000;
         let restorer = restorer()?;
         let mut expected = Vec::new();
-        for signal in
-            (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTERM].contains(s))
-        {
+        for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, libc::SIGTERM].contains(s)) {
             let n = signal as u64 + turn;
-            let flags = [
-                libc::SA_RESTART,
-                libc::SA_NODEFER,
-                libc::SA_ONSTACK,
-                libc::SA_RESETHAND,
-                libc::SA_SIGINFO,
-            ];
-            let mut bits = flags
-                .iter()
-                .enumerate()
-                .filter(|(bit, _)| n >> bit & 1 == 1)
-                .fold(0, |all, (_, f)| all | *f);
+            let flags = [libc::SA_RESTART, libc::SA_NODEFER, libc::SA_ONSTACK, libc::SA_RESETHAND, libc::SA_SIGINFO];
+            let mut bits =
+                flags.iter().enumerate().filter(|(bit, _)| n >> bit & 1 == 1).fold(0, |all, (_, f)| all | *f);
             if signal == libc::SIGCHLD {
                 bits |= libc::SA_NOCLDSTOP | if turn > 0 { libc::SA_NOCLDWAIT } else { 0 };
             }
@@ -77,26 +66,16 @@ fn actions(stage: &mut Stage) -> Fallible<Check> {
                 1 => libc::SIG_IGN,
                 _ => ignore as *const () as usize,
             };
-            let mask = n.wrapping_mul(0x0123_4567_89ab_cdef)
-                & !(1 << (libc::SIGKILL - 1))
-                & !(1 << (libc::SIGSTOP - 1));
-            let action = Action {
-                handler,
-                flags: bits as u32 as u64 | SA_RESTORER,
-                restorer,
-                mask,
-            };
+            let mask =
+                n.wrapping_mul(0x0123_4567_89ab_cdef) & !(1 << (libc::SIGKILL - 1)) & !(1 << (libc::SIGSTOP - 1));
+            let action = Action { handler, flags: bits as u32 as u64 | SA_RESTORER, restorer, mask };
             set_action(signal, &action)?;
             same("what was just set", action, action_of(signal)?)?;
             expected.push((signal, action));
         }
         Ok(Box::new(move || {
             expected.iter().try_for_each(|(signal, action)| {
-                same(
-                    format!("action of signal {signal}"),
-                    *action,
-                    action_of(*signal)?,
-                )
+                same(format!("action of signal {signal}"), *action, action_of(*signal)?)
             })
         }))
     }
@@ -115,17 +94,10 @@ fn masks(stage: &mut Stage) -> Fallible<Check> {
         Ok(mask)
     }
     // SIGTERM must reach the workload, SIGKILL and SIGSTOP cannot be blocked.
-    const OPEN: u64 =
-        1 << (libc::SIGTERM - 1) | 1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
+    const OPEN: u64 = 1 << (libc::SIGTERM - 1) | 1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1);
     let start = |mask: u64| -> Fallible<Check> {
         block(mask & !OPEN)?;
-        Ok(Box::new(move || {
-            same(
-                "mask",
-                format!("{:#x}", mask & !OPEN),
-                format!("{:#x}", blocked()?),
-            )
-        }))
+        Ok(Box::new(move || same("mask", format!("{:#x}", mask & !OPEN), format!("{:#x}", blocked()?))))
     };
     stage.member("everything", move |_| start(!0))?;
     stage.member("nothing", move |_| start(0))?;
@@ -139,13 +111,7 @@ fn masks(stage: &mut Stage) -> Fallible<Check> {
         own()?;
         for (thread, mask) in &threads {
             let mask = *mask;
-            thread.ask(move || {
-                same(
-                    "a thread's mask",
-                    format!("{mask:#x}"),
-                    format!("{:#x}", blocked()?),
-                )
-            })?;
+            thread.ask(move || same("a thread's mask", format!("{mask:#x}"), format!("{:#x}", blocked()?)))?;
         }
         Ok(())
     }))
@@ -162,28 +128,17 @@ extern "C" fn note_stack(_: i32) {
 fn stacks(_: &mut Stage) -> Fallible<Check> {
     const SS_AUTODISARM: i32 = 1 << 31;
     fn set(map: Map, flags: i32) -> Fallible {
-        let stack = libc::stack_t {
-            ss_sp: map.addr as *mut _,
-            ss_flags: flags,
-            ss_size: map.len,
-        };
+        let stack = libc::stack_t { ss_sp: map.addr as *mut _, ss_flags: flags, ss_size: map.len };
         sys!(sigaltstack(&stack, std::ptr::null_mut())).map(drop)
     }
     fn runs_on(map: Map, flags: i32) -> Fallible {
         let mut now: libc::stack_t = unsafe { std::mem::zeroed() };
         sys!(sigaltstack(std::ptr::null(), &mut now))?;
-        same(
-            "alternate stack",
-            (map.addr, map.len, flags),
-            (now.ss_sp as usize, now.ss_size, now.ss_flags),
-        )?;
+        same("alternate stack", (map.addr, map.len, flags), (now.ss_sp as usize, now.ss_size, now.ss_flags))?;
         STACK_SEEN.store(0, Ordering::SeqCst);
         sys!(raise(libc::SIGUSR2))?;
         let seen = STACK_SEEN.load(Ordering::SeqCst);
-        holds(
-            (map.addr..map.addr + map.len).contains(&seen),
-            format!("the handler ran at {seen:#x}, not on its stack"),
-        )
+        holds((map.addr..map.addr + map.len).contains(&seen), format!("the handler ran at {seen:#x}, not on its stack"))
     }
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = note_stack as *const () as usize;
@@ -224,29 +179,20 @@ fn in_handler(_: &mut Stage) -> Fallible<Check> {
     unsafe { libc::sigfillset(&mut action.sa_mask) };
     sys!(sigaction(libc::SIGUSR2, &action, std::ptr::null_mut()))?;
     let thread: &'static Answerer = Box::leak(Box::new(Answerer::start(move || {
-        let alternate = libc::stack_t {
-            ss_sp: stack.addr as *mut _,
-            ss_flags: 0,
-            ss_size: stack.len,
-        };
+        let alternate = libc::stack_t { ss_sp: stack.addr as *mut _, ss_flags: 0, ss_size: stack.len };
         sys!(sigaltstack(&alternate, std::ptr::null_mut())).map(drop)
     })?));
     let begin = move || -> Fallible<std::thread::JoinHandle<Fallible>> {
         let before = INSIDE.load(Ordering::SeqCst);
         let asked = std::thread::spawn(|| thread.ask(|| sys!(raise(libc::SIGUSR2)).map(drop)));
-        eventually("the handler runs", || {
-            INSIDE.load(Ordering::SeqCst) > before
-        })?;
+        eventually("the handler runs", || INSIDE.load(Ordering::SeqCst) > before)?;
         Ok(asked)
     };
     let mut asked = Some(begin()?);
     Ok(Box::new(move || {
         let blocked = procfs::status(&format!("self/task/{}", thread.tid), &["SigBlk"])?;
         // All but SIGKILL, SIGSTOP and the two of the C library's own.
-        holds(
-            blocked[0].ends_with("fffffffe7ffbfeff"),
-            format!("mask within a handler: {}", blocked[0]),
-        )?;
+        holds(blocked[0].ends_with("fffffffe7ffbfeff"), format!("mask within a handler: {}", blocked[0]))?;
         LET_GO.fetch_add(1, Ordering::SeqCst);
         asked.take().ok_or("asked")?.join().map_err(|_| "join")??;
         asked = Some(begin()?);
@@ -275,25 +221,9 @@ fn take(signals: &[i32]) -> Fallible<Vec<Delivered>> {
         if signal < 0 {
             return Ok(all);
         }
-        let (pid, uid, value) = unsafe {
-            (
-                info.si_pid(),
-                info.si_uid(),
-                info.si_value().sival_ptr as usize,
-            )
-        };
-        let value = if info.si_code == libc::SI_QUEUE {
-            value
-        } else {
-            0
-        };
-        all.push(Delivered {
-            signal,
-            code: info.si_code,
-            pid,
-            uid,
-            value,
-        });
+        let (pid, uid, value) = unsafe { (info.si_pid(), info.si_uid(), info.si_value().sival_ptr as usize) };
+        let value = if info.si_code == libc::SI_QUEUE { value } else { 0 };
+        all.push(Delivered { signal, code: info.si_code, pid, uid, value });
     }
 }
 
@@ -310,20 +240,11 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
 
 fn block(signals: &[i32]) -> Fallible {
     let set = set_of(signals);
-    same("pthread_sigmask", 0, unsafe {
-        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut())
-    })
+    same("pthread_sigmask", 0, unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) })
 }
 
 fn queue(signal: i32, value: usize) -> Fallible {
-    sys!(sigqueue(
-        libc::getpid(),
-        signal,
-        libc::sigval {
-            sival_ptr: value as *mut _
-        }
-    ))
-    .map(drop)
+    sys!(sigqueue(libc::getpid(), signal, libc::sigval { sival_ptr: value as *mut _ })).map(drop)
 }
 
 const SENT: [i32; 6] = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, 40, 41, 64];
@@ -381,45 +302,25 @@ fn pending_thread(_: &mut Stage) -> Fallible<Check> {
         let (tell, told) = std::sync::mpsc::channel();
         thread.ask(move || {
             let got = take(&[libc::SIGUSR2, 40])?;
-            tell.send(got.iter().map(|d| (d.signal, d.code, d.value)).collect())
-                .map_err(|e| e.to_string())
+            tell.send(got.iter().map(|d| (d.signal, d.code, d.value)).collect()).map_err(|e| e.to_string())
         })?;
         told.recv().map_err(|e| e.to_string())
     }
     let send_all = move |threads: &[(Answerer, usize)]| -> Fallible {
-        threads
-            .iter()
-            .try_for_each(|(thread, n)| send(thread, *n))?;
+        threads.iter().try_for_each(|(thread, n)| send(thread, *n))?;
         sys!(kill(libc::getpid(), libc::SIGUSR1))?;
         queue(41, 9)
     };
-    threads
-        .iter()
-        .try_for_each(|(thread, n)| send(thread, *n))?;
-    let expected = threads
-        .iter()
-        .map(|(thread, _)| take_on(thread))
-        .collect::<Fallible<Vec<Told>>>()?;
-    same(
-        "values",
-        (0..5).map(|v| 200 + v).collect(),
-        expected[2][1..].iter().map(|s| s.2).collect::<Vec<_>>(),
-    )?;
+    threads.iter().try_for_each(|(thread, n)| send(thread, *n))?;
+    let expected = threads.iter().map(|(thread, _)| take_on(thread)).collect::<Fallible<Vec<Told>>>()?;
+    same("values", (0..5).map(|v| 200 + v).collect(), expected[2][1..].iter().map(|s| s.2).collect::<Vec<_>>())?;
     send_all(&threads)?;
     Ok(Box::new(move || {
         for ((thread, n), expected) in threads.iter().zip(&expected) {
-            same(
-                format!("signals pending for thread {n}"),
-                expected,
-                &take_on(thread)?,
-            )?;
+            same(format!("signals pending for thread {n}"), expected, &take_on(thread)?)?;
         }
         let rest: Vec<_> = take(&SENT)?.iter().map(|d| (d.signal, d.value)).collect();
-        same(
-            "signals pending for the process",
-            vec![(libc::SIGUSR1, 0), (41, 9)],
-            rest,
-        )?;
+        same("signals pending for the process", vec![(libc::SIGUSR1, 0), (41, 9)], rest)?;
         send_all(&threads)
     }))
 }
@@ -435,23 +336,14 @@ fn pending_member(stage: &mut Stage) -> Fallible<Check> {
                 let mut set = set_of(&[]);
                 unsafe { libc::sigpending(&mut set) == 0 && libc::sigismember(&set, signal) == 1 }
             };
-            eventually("SIGCHLD and SIGALRM are pending", || {
-                is_pending(libc::SIGCHLD) && is_pending(libc::SIGALRM)
-            })?;
+            eventually("SIGCHLD and SIGALRM are pending", || is_pending(libc::SIGCHLD) && is_pending(libc::SIGALRM))?;
             Ok(child)
         };
         let mut child = begin()?;
         Ok(Box::new(move || {
             let got = take(&[libc::SIGCHLD, libc::SIGALRM])?;
             let told: Vec<_> = got.iter().map(|d| (d.signal, d.code)).collect();
-            same(
-                "pending",
-                vec![
-                    (libc::SIGALRM, libc::SI_KERNEL),
-                    (libc::SIGCHLD, libc::CLD_EXITED),
-                ],
-                told,
-            )?;
+            same("pending", vec![(libc::SIGALRM, libc::SI_KERNEL), (libc::SIGCHLD, libc::CLD_EXITED)], told)?;
             same("sender of SIGCHLD", child, got[1].pid)?;
             sys!(waitpid(child, std::ptr::null_mut(), 0))?;
             child = begin()?;
@@ -473,28 +365,18 @@ fn stopped(_: &mut Stage) -> Fallible<Check> {
     let stop = move || -> Fallible<u64> {
         sys!(kill(child, libc::SIGSTOP))?;
         eventually("stopped", || {
-            procfs::status(&child.to_string(), &["State"])
-                .is_ok_and(|s| s[0].contains("T (stopped)"))
+            procfs::status(&child.to_string(), &["State"]).is_ok_and(|s| s[0].contains("T (stopped)"))
         })?;
         Ok(beats.word(0).load(Ordering::SeqCst))
     };
     let at = AtomicU64::new(stop()?);
     Ok(Box::new(move || {
         let state = procfs::status(&child.to_string(), &["State"])?;
-        holds(
-            state[0].contains("T (stopped)"),
-            format!("a stopped process is {}", state[0]),
-        )?;
-        same(
-            "beats of a stopped process",
-            at.load(Ordering::SeqCst),
-            beats.word(0).load(Ordering::SeqCst),
-        )?;
+        holds(state[0].contains("T (stopped)"), format!("a stopped process is {}", state[0]))?;
+        same("beats of a stopped process", at.load(Ordering::SeqCst), beats.word(0).load(Ordering::SeqCst))?;
         sys!(kill(child, libc::SIGCONT))?;
         let before = at.load(Ordering::SeqCst);
-        eventually("it goes on", || {
-            beats.word(0).load(Ordering::SeqCst) > before
-        })?;
+        eventually("it goes on", || beats.word(0).load(Ordering::SeqCst) > before)?;
         at.store(stop()?, Ordering::SeqCst);
         Ok(())
     }))

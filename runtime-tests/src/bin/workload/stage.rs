@@ -36,27 +36,18 @@ pub struct Stage {
 
 impl Stage {
     pub fn of_init() -> Stage {
-        Stage {
-            suffix: std::env::var("STAGE_MEMBER").unwrap_or_default(),
-            members: Vec::new(),
-        }
+        Stage { suffix: std::env::var("STAGE_MEMBER").unwrap_or_default(), members: Vec::new() }
     }
 
     /// Sets up, reports, and then answers checks until SIGTERM.
     pub fn perform(mut self, setup: impl FnOnce(&mut Stage) -> Fallible<Check>) -> ! {
         let suffix = self.suffix.clone();
-        std::panic::set_hook(Box::new(move |info| {
-            write_at_once(&format!("panic{suffix}"), &info.to_string())
-        }));
+        std::panic::set_hook(Box::new(move |info| write_at_once(&format!("panic{suffix}"), &info.to_string())));
         exit_on_sigterm();
         let mut check = match setup(&mut self) {
             Ok(check) => check,
             Err(e) => {
-                let word = if e.starts_with("skip:") {
-                    e
-                } else {
-                    format!("fail: set-up: {e}")
-                };
+                let word = if e.starts_with("skip:") { e } else { format!("fail: set-up: {e}") };
                 write_at_once(&format!("ready{}", self.suffix), &word);
                 loop {
                     std::thread::sleep(Duration::from_secs(1));
@@ -65,11 +56,7 @@ impl Stage {
         };
         write_at_once(&format!("ready{}", self.suffix), "");
         for round in 1.. {
-            let round = if round == 1 {
-                String::new()
-            } else {
-                round.to_string()
-            };
+            let round = if round == 1 { String::new() } else { round.to_string() };
             wait_for(&format!("check{round}"), Duration::MAX);
             let verdict = check().and_then(|()| self.verdicts_of_members(&round));
             let word = verdict.map_or_else(|e| format!("fail: {e}"), |()| "ok".into());
@@ -79,11 +66,7 @@ impl Stage {
     }
 
     /// Forks a child with state of its own and waits until it is set up. Returns its pid.
-    pub fn member(
-        &mut self,
-        name: &str,
-        setup: impl FnOnce(&mut Stage) -> Fallible<Check>,
-    ) -> Fallible<i32> {
+    pub fn member(&mut self, name: &str, setup: impl FnOnce(&mut Stage) -> Fallible<Check>) -> Fallible<i32> {
         let stage = self.invite(name);
         let suffix = stage.suffix.clone();
         let pid = fork(move || stage.perform(setup))?;
@@ -96,10 +79,7 @@ impl Stage {
     pub fn invite(&mut self, name: &str) -> Stage {
         let suffix = format!("{}-{name}", self.suffix);
         self.members.push(suffix.clone());
-        Stage {
-            suffix,
-            members: Vec::new(),
-        }
+        Stage { suffix, members: Vec::new() }
     }
 
     pub fn wait_for_member(&self, name: &str) -> Fallible {
@@ -173,25 +153,13 @@ pub fn on_steps(mut act: impl FnMut(u32) -> Fallible + Send + 'static) {
 }
 
 /// Compares what is with what was.
-pub fn same<T: PartialEq + std::fmt::Debug>(
-    what: impl std::fmt::Display,
-    expected: T,
-    got: T,
-) -> Fallible {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(format!("{what}: expected {expected:?}, got {got:?}"))
-    }
+pub fn same<T: PartialEq + std::fmt::Debug>(what: impl std::fmt::Display, expected: T, got: T) -> Fallible {
+    if expected == got { Ok(()) } else { Err(format!("{what}: expected {expected:?}, got {got:?}")) }
 }
 
 /// Demands that something be so.
 pub fn holds(condition: bool, what: impl std::fmt::Display) -> Fallible {
-    if condition {
-        Ok(())
-    } else {
-        Err(what.to_string())
-    }
+    if condition { Ok(()) } else { Err(what.to_string()) }
 }
 
 fn path(name: &str) -> PathBuf {
@@ -213,10 +181,7 @@ fn wait_for(name: &str, patience: Duration) -> Option<String> {
 /// The file appears whole or not at all.
 fn write_at_once(name: &str, word: &str) {
     let half = path(&format!(".{name}"));
-    if fs::write(&half, word)
-        .and_then(|()| fs::rename(&half, path(name)))
-        .is_err()
-    {
+    if fs::write(&half, word).and_then(|()| fs::rename(&half, path(name))).is_err() {
         eprintln!("workload: cannot write {name}: {word}");
     }
 }

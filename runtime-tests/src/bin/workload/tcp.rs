@@ -27,13 +27,7 @@ fn text(e: std::io::Error) -> String {
 
 fn option(fd: RawFd, level: i32, name: i32) -> Fallible<i32> {
     let (mut value, mut size) = (0i32, 4u32);
-    sys!(getsockopt(
-        fd,
-        level,
-        name,
-        (&raw mut value).cast(),
-        &mut size
-    ))?;
+    sys!(getsockopt(fd, level, name, (&raw mut value).cast(), &mut size))?;
     Ok(value)
 }
 
@@ -44,8 +38,8 @@ fn set(fd: RawFd, level: i32, name: i32, value: i32) -> Fallible {
 /// A connection is made to `listener` and carries a greeting both ways.
 fn serves(listener: &TcpListener, address: &str) -> Fallible {
     let port = listener.local_addr().map_err(text)?.port();
-    let mut client = TcpStream::connect(format!("{address}:{port}"))
-        .map_err(|e| format!("connect to {address}: {e}"))?;
+    let mut client =
+        TcpStream::connect(format!("{address}:{port}")).map_err(|e| format!("connect to {address}: {e}"))?;
     let (mut server, _) = listener.accept().map_err(text)?;
     let mut buf = [0; 5];
     client.write_all(b"hello").map_err(text)?;
@@ -59,62 +53,25 @@ fn listen(_: &mut Stage) -> Fallible<Check> {
     let any = TcpListener::bind("0.0.0.0:7001").map_err(text)?;
     let local = TcpListener::bind("127.0.0.1:0").map_err(text)?;
     set(local.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
-    set(
-        local.as_raw_fd(),
-        libc::IPPROTO_TCP,
-        libc::TCP_DEFER_ACCEPT,
-        0,
-    )?;
+    set(local.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0)?;
     sys!(listen(local.as_raw_fd(), 77))?;
     local.set_nonblocking(true).map_err(text)?;
-    let addresses = (
-        any.local_addr().map_err(text)?,
-        local.local_addr().map_err(text)?,
-    );
+    let addresses = (any.local_addr().map_err(text)?, local.local_addr().map_err(text)?);
     Ok(Box::new(move || {
-        same(
-            "addresses",
-            addresses,
-            (
-                any.local_addr().map_err(text)?,
-                local.local_addr().map_err(text)?,
-            ),
-        )?;
+        same("addresses", addresses, (any.local_addr().map_err(text)?, local.local_addr().map_err(text)?))?;
         for (listener, keepalive) in [(&any, 0), (&local, 1)] {
             let fd = listener.as_raw_fd();
-            same(
-                "SO_ACCEPTCONN",
-                1,
-                option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)?,
-            )?;
-            same(
-                "SO_REUSEADDR",
-                1,
-                option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?,
-            )?;
-            same(
-                "SO_KEEPALIVE",
-                keepalive,
-                option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE)?,
-            )?;
+            same("SO_ACCEPTCONN", 1, option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)?)?;
+            same("SO_REUSEADDR", 1, option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?)?;
+            same("SO_KEEPALIVE", keepalive, option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE)?)?;
         }
         // TCP_INFO of a listener: tcpi_sacked is its backlog, 28 bytes in.
         let mut info = [0u32; 64];
         let mut size = 256u32;
-        sys!(getsockopt(
-            local.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &mut size
-        ))?;
+        sys!(getsockopt(local.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut size))?;
         same("backlog", 77, info[7])?;
         let nobody = local.accept().err().map(|e| e.kind());
-        same(
-            "accept when nobody calls",
-            Some(std::io::ErrorKind::WouldBlock),
-            nobody,
-        )?;
+        same("accept when nobody calls", Some(std::io::ErrorKind::WouldBlock), nobody)?;
         serves(&any, "127.0.0.1")
     }))
 }
@@ -122,20 +79,12 @@ fn listen(_: &mut Stage) -> Fallible<Check> {
 /// IPv6 alone, and both families on one socket.
 fn listen_6(_: &mut Stage) -> Fallible<Check> {
     let new = |only_6: i32, port: u16| -> Fallible<TcpListener> {
-        let fd = sys!(socket(
-            libc::AF_INET6,
-            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
-            0
-        ))? as i32;
+        let fd = sys!(socket(libc::AF_INET6, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0))? as i32;
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, only_6)?;
         let mut address: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
         address.sin6_family = libc::AF_INET6 as u16;
         address.sin6_port = port.to_be();
-        sys!(bind(
-            fd,
-            (&raw const address).cast(),
-            size_of_val(&address) as u32
-        ))?;
+        sys!(bind(fd, (&raw const address).cast(), size_of_val(&address) as u32))?;
         sys!(listen(fd, 5))?;
         Ok(unsafe { TcpListener::from_raw_fd(fd) })
     };
@@ -146,10 +95,7 @@ fn listen_6(_: &mut Stage) -> Fallible<Check> {
         serves(&only, "[::1]")?;
         serves(&both, "[::1]")?;
         serves(&both, "127.0.0.1")?;
-        holds(
-            TcpStream::connect("127.0.0.1:7002").is_err(),
-            "a socket for IPv6 alone takes no IPv4",
-        )
+        holds(TcpStream::connect("127.0.0.1:7002").is_err(), "a socket for IPv6 alone takes no IPv4")
     }))
 }
 
@@ -173,16 +119,10 @@ fn listen_shared(stage: &mut Stage) -> Fallible<Check> {
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..50 {
             let mut pid = [0; 4];
-            TcpStream::connect("127.0.0.1:7004")
-                .map_err(text)?
-                .read_exact(&mut pid)
-                .map_err(text)?;
+            TcpStream::connect("127.0.0.1:7004").map_err(text)?.read_exact(&mut pid).map_err(text)?;
             seen.insert(u32::from_ne_bytes(pid));
         }
-        holds(
-            !seen.is_empty() && !seen.contains(&1),
-            format!("served by {seen:?}"),
-        )
+        holds(!seen.is_empty() && !seen.contains(&1), format!("served by {seen:?}"))
     }))
 }
 
@@ -192,22 +132,16 @@ fn connect(address: &str) -> Fallible<(TcpStream, TcpStream)> {
     let client = TcpStream::connect(listener.local_addr().map_err(text)?).map_err(text)?;
     let (server, _) = listener.accept().map_err(text)?;
     for end in [&client, &server] {
-        end.set_read_timeout(Some(Duration::from_secs(10)))
-            .map_err(text)?;
-        end.set_write_timeout(Some(Duration::from_secs(10)))
-            .map_err(text)?;
+        end.set_read_timeout(Some(Duration::from_secs(10))).map_err(text)?;
+        end.set_write_timeout(Some(Duration::from_secs(10))).map_err(text)?;
     }
     Ok((client, server))
 }
 
 fn receives(what: &str, end: &mut TcpStream, expected: &[u8]) -> Fallible {
     let mut got = vec![0; expected.len()];
-    end.read_exact(&mut got)
-        .map_err(|e| format!("{what}: {e}"))?;
-    holds(
-        got == expected,
-        format!("{what}: other bytes than were sent"),
-    )
+    end.read_exact(&mut got).map_err(|e| format!("{what}: {e}"))?;
+    holds(got == expected, format!("{what}: other bytes than were sent"))
 }
 
 /// Content under way in both directions, and a connection that is idle.
@@ -287,12 +221,7 @@ fn loopback_options(_: &mut Stage) -> Fallible<Check> {
         ("TCP_KEEPIDLE", libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 33),
         ("TCP_KEEPINTVL", libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 44),
         ("TCP_KEEPCNT", libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 5),
-        (
-            "TCP_USER_TIMEOUT",
-            libc::IPPROTO_TCP,
-            libc::TCP_USER_TIMEOUT,
-            123_456,
-        ),
+        ("TCP_USER_TIMEOUT", libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 123_456),
         ("SO_KEEPALIVE", libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
         ("SO_RCVLOWAT", libc::SOL_SOCKET, libc::SO_RCVLOWAT, 2),
         ("IP_TOS", libc::IPPROTO_IP, libc::IP_TOS, 0x10),
@@ -309,31 +238,14 @@ fn loopback_options(_: &mut Stage) -> Fallible<Check> {
         for (name, level, number, value) in wanted {
             same(name, value, option(fd, level, number)?)?;
         }
-        same(
-            "SO_SNDBUF",
-            200_000,
-            option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF)?,
-        )?;
-        same(
-            "SO_RCVBUF",
-            240_000,
-            option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF)?,
-        )?;
+        same("SO_SNDBUF", 200_000, option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF)?)?;
+        same("SO_RCVBUF", 240_000, option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF)?)?;
         // MSS and window scaling as they were agreed upon: TCP_INFO's options (5) and scales (6).
         let mut info = [0u8; 232];
         let mut size = 232u32;
-        sys!(getsockopt(
-            fd,
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &mut size
-        ))?;
+        sys!(getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut size))?;
         same("TCP_ESTABLISHED", 1, info[0])?;
-        holds(
-            info[5] & 0b111 == 0b111,
-            format!("timestamps, SACK and window scaling: {:#b}", info[5]),
-        )
+        holds(info[5] & 0b111 == 0b111, format!("timestamps, SACK and window scaling: {:#b}", info[5]))
     }))
 }
 
@@ -348,9 +260,7 @@ fn loopback_between(stage: &mut Stage) -> Fallible<Check> {
             let mut server = unsafe { TcpStream::from_raw_fd(fd) };
             let _ = server.set_read_timeout(None);
             let mut byte = [0; 1];
-            while server.read_exact(&mut byte).is_ok()
-                && server.write_all(&[byte[0].wrapping_add(1)]).is_ok()
-            {}
+            while server.read_exact(&mut byte).is_ok() && server.write_all(&[byte[0].wrapping_add(1)]).is_ok() {}
         });
         Ok(Box::new(|| Ok(())))
     })?;

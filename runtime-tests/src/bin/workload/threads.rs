@@ -39,32 +39,21 @@ impl Answerer {
             }
         });
         let tid = birth.recv().map_err(|e| e.to_string())?? as i32;
-        Ok(Answerer {
-            ask,
-            answer: Mutex::new(answer),
-            tid,
-        })
+        Ok(Answerer { ask, answer: Mutex::new(answer), tid })
     }
 
     /// Runs `question` on this thread.
     pub fn ask(&self, question: impl FnOnce() -> Fallible + Send + 'static) -> Fallible {
-        self.ask
-            .send(Box::new(question))
-            .map_err(|e| e.to_string())?;
+        self.ask.send(Box::new(question)).map_err(|e| e.to_string())?;
         let answer = self.answer.lock().map_err(|e| e.to_string())?;
-        answer
-            .recv_timeout(Duration::from_secs(10))
-            .map_err(|e| format!("thread {}: {e}", self.tid))?
+        answer.recv_timeout(Duration::from_secs(10)).map_err(|e| format!("thread {}: {e}", self.tid))?
     }
 }
 
 /// The tids of this process, ascending.
 pub fn tids() -> Fallible<Vec<i32>> {
     let dir = std::fs::read_dir("/proc/self/task").map_err(|e| e.to_string())?;
-    let mut all: Vec<i32> = dir
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut all: Vec<i32> = dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
     all.sort_unstable();
     Ok(all)
 }
@@ -83,9 +72,7 @@ fn start_named(count: usize) -> Fallible<Check> {
         // A thread that ends leaves a hole among the ids.
         std::thread::spawn(|| {}).join().map_err(|_| "join")?;
     }
-    crate::stage::eventually("ended threads leave", || {
-        tids().is_ok_and(|t| t.len() == count + 1)
-    })?;
+    crate::stage::eventually("ended threads leave", || tids().is_ok_and(|t| t.len() == count + 1))?;
     let before = tids()?;
     Ok(Box::new(move || {
         same("tids", &before, &tids()?)?;
@@ -134,11 +121,7 @@ fn join(_: &mut Stage) -> Fallible<Check> {
         let Some(thread) = waiting.pop() else {
             return Ok(());
         };
-        same(
-            "result of a thread",
-            (round - 1) * 1000,
-            thread.join().map_err(|_| "join")?,
-        )
+        same("result of a thread", (round - 1) * 1000, thread.join().map_err(|_| "join")?)
     }))
 }
 
@@ -187,13 +170,7 @@ fn born_later(_: &mut Stage) -> Fallible<Check> {
     });
     Ok(Box::new(|| {
         let begin = BORN.load(Ordering::SeqCst);
-        crate::stage::eventually("threads are born", || {
-            BORN.load(Ordering::SeqCst) > begin + 20
-        })?;
-        same(
-            "a thread lost its result",
-            false,
-            WRONG.load(Ordering::SeqCst),
-        )
+        crate::stage::eventually("threads are born", || BORN.load(Ordering::SeqCst) > begin + 20)?;
+        same("a thread lost its result", false, WRONG.load(Ordering::SeqCst))
     }))
 }

@@ -23,22 +23,13 @@ struct Place {
 }
 
 fn place() -> Place {
-    unsafe {
-        Place {
-            pid: libc::getpid(),
-            parent: libc::getppid(),
-            group: libc::getpgrp(),
-            session: libc::getsid(0),
-        }
-    }
+    unsafe { Place { pid: libc::getpid(), parent: libc::getppid(), group: libc::getpgrp(), session: libc::getsid(0) } }
 }
 
 /// The present place is kept.
 fn keeps_place(_: &mut Stage) -> Fallible<Check> {
     let before = place();
-    Ok(Box::new(move || {
-        same("pid, parent, group, session", &before, &place())
-    }))
+    Ok(Box::new(move || same("pid, parent, group, session", &before, &place())))
 }
 
 /// The children of a process, in the kernel's order (oldest first).
@@ -124,9 +115,7 @@ fn wide(stage: &mut Stage) -> Fallible<Check> {
         stage.member(&n.to_string(), keeps_place)?;
     }
     let before = children(1)?;
-    Ok(Box::new(move || {
-        same("children of init", &before, &children(1)?)
-    }))
+    Ok(Box::new(move || same("children of init", &before, &children(1)?)))
 }
 
 /// How a child ended, as waitid(2) says.
@@ -140,27 +129,13 @@ struct End {
 
 fn end_of(pid: i32, flags: i32) -> Fallible<End> {
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    sys!(waitid(
-        libc::P_PID,
-        pid as u32,
-        &mut info,
-        libc::WEXITED | libc::WNOHANG | flags
-    ))?;
-    unsafe {
-        Ok(End {
-            pid: info.si_pid(),
-            uid: info.si_uid(),
-            code: info.si_code,
-            status: info.si_status(),
-        })
-    }
+    sys!(waitid(libc::P_PID, pid as u32, &mut info, libc::WEXITED | libc::WNOHANG | flags))?;
+    unsafe { Ok(End { pid: info.si_pid(), uid: info.si_uid(), code: info.si_code, status: info.si_status() }) }
 }
 
 fn zombie(body: impl FnOnce()) -> Fallible<i32> {
     let pid = fork(body)?;
-    eventually("zombie", || {
-        end_of(pid, libc::WNOWAIT).is_ok_and(|e| e.pid == pid)
-    })?;
+    eventually("zombie", || end_of(pid, libc::WNOWAIT).is_ok_and(|e| e.pid == pid))?;
     Ok(pid)
 }
 
@@ -242,20 +217,10 @@ fn zombie_leaders(stage: &mut Stage) -> Fallible<Check> {
         keeps_place(g)
     })?;
     sys!(kill(group, libc::SIGKILL))?;
-    eventually("zombie", || {
-        end_of(group, libc::WNOWAIT).is_ok_and(|e| e.pid == group)
-    })?;
+    eventually("zombie", || end_of(group, libc::WNOWAIT).is_ok_and(|e| e.pid == group))?;
     Ok(Box::new(move || {
-        same(
-            "leader of a session",
-            libc::CLD_EXITED,
-            end_of(leader, libc::WNOWAIT)?.code,
-        )?;
-        same(
-            "leader of a group",
-            libc::CLD_KILLED,
-            end_of(group, libc::WNOWAIT)?.code,
-        )?;
+        same("leader of a session", libc::CLD_EXITED, end_of(leader, libc::WNOWAIT)?.code)?;
+        same("leader of a group", libc::CLD_KILLED, end_of(group, libc::WNOWAIT)?.code)?;
         same("tid of init", 1, raw!(SYS_gettid)?)
     }))
 }
