@@ -4,6 +4,7 @@ TARGET  := x86_64-unknown-linux-gnu
 RELEASE := target/$(TARGET)/release
 BINARY  := $(RELEASE)/lmrun
 PREFIX  ?= /usr/local
+BENCH   ?=
 TOOLS   := runtime-tests/tools.sh
 # rustup's default place, for a shell that has not read its profile again.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -11,7 +12,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo test unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help demo bench-migrate bench-engine test unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -23,6 +24,14 @@ help: ## List the targets
 demo: all tools-test ## Move a Redis under load between two hosts (network namespaces of this machine)
 	cargo build --release --locked -p runtime-tests --bin demo
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo
+
+bench-migrate: all tools-test ## Moves of a Redis by lmrun, and by runc + CRIU where they are on the PATH, as a table (BENCH: flags)
+	cargo build --release --locked -p runtime-tests --bin bench_migrate
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_migrate $(BENCH)
+
+bench-engine: all ## Dump, restore, freeze, remote calls, beside memcpy, as a table (BENCH: flags)
+	cargo build --release --locked -p runtime-tests --bin bench_engine --bin workload
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_engine $(BENCH)
 
 test: lint unit scenarios ## Lint, unit tests, and every scenario (needs root)
 

@@ -3,6 +3,32 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// A file system in memory at a directory, as long as this lives.
+pub struct InMemory {
+    pub dir: PathBuf,
+}
+
+impl InMemory {
+    /// At `dir`, which is made.
+    pub fn mount(dir: PathBuf) -> std::io::Result<InMemory> {
+        fs::create_dir_all(&dir)?;
+        crate::command::tool(&format!(
+            "mount -t tmpfs -o mode=755,size=80% lmrun-test {}",
+            dir.display()
+        ));
+        Ok(InMemory { dir })
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        let mut unmount = std::process::Command::new("umount");
+        unmount.arg("-l").arg(&self.dir);
+        crate::command::run(&mut unmount, std::time::Duration::from_secs(20));
+        let _ = fs::remove_dir(&self.dir);
+    }
+}
+
 /// The cgroups of container `id`, wherever one is mounted.
 pub fn cgroups(id: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

@@ -68,14 +68,21 @@ impl Hosts {
                 hosts.switch.ip(&format!("link set {port} up"));
             }
         }
-        // A segment that comes after the address has moved and before the socket has is to be met with silence:
-        // the client sends it again.
-        hosts.container_at_destination.within(|| {
-            tool("nft add table inet quiet");
-            tool("nft add chain inet quiet output { type filter hook output priority 0 ; }");
-            tool("nft add rule inet quiet output tcp flags & rst == rst drop");
-        });
+        // A segment that comes while the socket is on its way is to be met with silence: the client sends it again.
+        for end in [&hosts.container_at_source, &hosts.container_at_destination] {
+            end.within(|| {
+                tool("nft add table inet quiet");
+                tool("nft add chain inet quiet output { type filter hook output priority 0 ; }");
+                tool("nft add rule inet quiet output tcp flags & rst == rst drop");
+            });
+        }
         hosts
+    }
+
+    /// The container's address is at the source again.
+    pub fn bring_home(&self) {
+        self.switch.ip(&format!("link set {PORT_DESTINATION} down"));
+        self.switch.ip(&format!("link set {PORT_SOURCE} up"));
     }
 
     /// Makes the switch ready to be told in one breath.

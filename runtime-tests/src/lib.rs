@@ -4,6 +4,7 @@
 //! ([`flavour`]) is a way to take a container through a checkpoint. The scenarios in `tests/` run the one through
 //! the other. They need root; see [`needs`] for what happens where something is missing.
 
+pub mod bench;
 pub mod bundle;
 pub mod command;
 pub mod container;
@@ -14,4 +15,5 @@ pub mod migration;
 pub mod needs;
 pub mod network;
 pub mod redis;
+pub mod runtimes;
 pub mod stats;

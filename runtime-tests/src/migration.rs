@@ -1,7 +1,8 @@
-//! A Redis that moves from one host to another by pre-dumps to page servers, as one would do it by hand.
+//! A Redis that moves from one host to another, as one would do it by hand: by files or by page servers, with rounds of
+//! pre-copy or without.
 
 use std::fs;
-use std::io::{Error, Read, Result, Write};
+use std::io::{BufReader, Error, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,15 +10,25 @@ use std::time::{Duration, Instant};
 
 use crate::bundle::{self, Shape};
 use crate::container::listens;
+use crate::host::InMemory;
 use crate::hosts::{CONTAINER, DESTINATION, Hosts};
 use crate::redis::{self, Client};
+use crate::runtimes::Runtime;
 use crate::stats::{self, DumpStats};
-use crate::{command, host, needs};
+use crate::{command, host};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Page servers listen from here on, one port for each round.
 const FIRST_PORT: u16 = 9870;
 const COURIER_PORT: u16 = 9860;
+
+/// How the pages of the last round travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    ByServer,
+    /// With the other images, once the checkpoint is made.
+    AsFiles,
+}
 
 /// What one round did.
 #[derive(Debug, Clone, Copy)]
@@ -44,26 +55,61 @@ pub struct HandOver {
 
 /// One host's side of the container.
 struct Side {
+    runtime: Runtime,
     id: String,
     dir: PathBuf,
 }
 
 impl Side {
-    fn new(base: &Path, name: &str, shape: &Shape) -> Result<Side> {
+    fn new(runtime: &Runtime, base: &Path, name: &str, shape: &Shape) -> Result<Side> {
         let id = format!("lmrun-move-{}-{name}", std::process::id());
+        let runtime = runtime.clone();
         let dir = base.join(name);
         for part in ["bundle", "images", "work"] {
             fs::create_dir_all(dir.join(part))?;
         }
         bundle::make(&dir.join("bundle"), &id, shape)?;
-        Ok(Side { id, dir })
+        Ok(Side { runtime, id, dir })
     }
 
-    fn lmrun(&self) -> Command {
-        let mut command = Command::new(needs::built("lmrun"));
-        command.arg("--root").arg(self.dir.join("state"));
+    fn command(&self) -> Command {
+        let mut command = self.runtime.command(&self.dir.join("state"));
         command.stdin(Stdio::null());
         command
+    }
+
+    /// A checkpoint into `images/NAME`, to which its flags and the container's id are to be added.
+    fn checkpoint(&self, name: &str) -> Result<Command> {
+        let mut checkpoint = self.command();
+        fs::create_dir_all(self.work(name))?;
+        checkpoint
+            .arg("checkpoint")
+            .arg("--image-path")
+            .arg(self.images(name));
+        checkpoint.arg("--work-path").arg(self.work(name));
+        Ok(checkpoint)
+    }
+
+    /// A restore from `images/NAME`.
+    fn restore(&self, name: &str, tcp_established: bool) -> Result<Command> {
+        fs::create_dir_all(self.work("restore"))?;
+        let mut restore = self.command();
+        restore
+            .args(["restore", "-d", "--image-path"])
+            .arg(self.images(name));
+        restore.arg("--work-path").arg(self.work("restore"));
+        if tcp_established {
+            restore.arg("--tcp-established");
+        }
+        restore
+            .arg("--bundle")
+            .arg(self.dir.join("bundle"))
+            .arg(&self.id);
+        Ok(restore)
+    }
+
+    fn work(&self, name: &str) -> PathBuf {
+        self.dir.join("work").join(name)
     }
 
     fn images(&self, round: &str) -> PathBuf {
@@ -90,19 +136,19 @@ impl Side {
 /// A Redis that runs on the source and is to move.
 pub struct Migration<'a> {
     hosts: &'a Hosts,
-    base: PathBuf,
+    /// Unmounted last.
+    _files: InMemory,
     source: Side,
     destination: Side,
     rounds: u16,
 }
 
 impl<'a> Migration<'a> {
-    /// Starts a Redis on the source. `base` becomes a file system in memory.
-    pub fn start(hosts: &'a Hosts) -> Result<Migration<'a>> {
+    /// Starts a Redis of `runtime`'s on the source, all of its files in memory.
+    pub fn start(hosts: &'a Hosts, runtime: &Runtime) -> Result<Migration<'a>> {
         let base = std::env::temp_dir().join(format!("lmrun-move-{}", std::process::id()));
-        fs::create_dir_all(&base)?;
-        command::tool(&format!("mount -t tmpfs -o mode=755 lmrun-move {}", base.display()));
-        let rootfs = base.join("rootfs");
+        let base = InMemory::mount(base)?;
+        let rootfs = base.dir.join("rootfs");
         redis::rootfs(&rootfs)?;
         let shape = |network: PathBuf| Shape {
             args: redis::ARGS.map(str::to_owned).to_vec(),
@@ -110,13 +156,32 @@ impl<'a> Migration<'a> {
             rootfs: Some(rootfs.clone()),
             seccomp: None,
         };
-        let source = Side::new(&base, "source", &shape(hosts.container_at_source.path()))?;
-        let destination = Side::new(&base, "destination", &shape(hosts.container_at_destination.path()))?;
-        let migration = Migration { hosts, base, source, destination, rounds: 0 };
-        let mut run = migration.source.lmrun();
-        run.args(["run", "-d", "--bundle"]).arg(migration.source.dir.join("bundle")).arg(&migration.source.id);
-        let null = || fs::File::options().write(true).open("/dev/null");
-        let mut child = hosts.source.within(|| run.stdout(null()?).stderr(null()?).spawn())?;
+        let source = Side::new(
+            runtime,
+            &base.dir,
+            "source",
+            &shape(hosts.container_at_source.path()),
+        )?;
+        let destination = Side::new(
+            runtime,
+            &base.dir,
+            "destination",
+            &shape(hosts.container_at_destination.path()),
+        )?;
+        let migration = Migration {
+            hosts,
+            _files: base,
+            source,
+            destination,
+            rounds: 0,
+        };
+        let mut run = migration.source.command();
+        run.args(["run", "-d", "--bundle"])
+            .arg(migration.source.dir.join("bundle"))
+            .arg(&migration.source.id);
+        let mut child = hosts
+            .source
+            .within(|| run.stdout(Stdio::null()).stderr(Stdio::null()).spawn())?;
         migration.source.finish("run", &mut child)?;
         Ok(migration)
     }
@@ -138,12 +203,14 @@ impl<'a> Migration<'a> {
     /// A page server on the destination that is ready for the next round, and that round's number and parent.
     fn page_server(&mut self, name: &str) -> Result<(Child, u16)> {
         let port = FIRST_PORT + self.rounds;
-        let mut serve = self.destination.lmrun();
-        serve.arg("page-server").arg("--image-path").arg(self.destination.images(name));
-        serve.args(["--address", DESTINATION, "--port", &port.to_string(), "--insecure"]);
-        if let Some(parent) = self.parent() {
-            serve.arg("--parent-path").arg(parent);
-        }
+        let parent = self.parent();
+        let mut serve = self.destination.runtime.page_server(
+            &self.destination.images(name),
+            parent.as_deref(),
+            DESTINATION,
+            port,
+        )?;
+        serve.stdin(Stdio::null());
         let log = self.destination.log("page-server")?;
         let mut server = self.hosts.destination.within(|| serve.stdout(log.try_clone()?).stderr(log).spawn())?;
         let begin = Instant::now();
@@ -162,27 +229,30 @@ impl<'a> Migration<'a> {
         (self.rounds > 0).then(|| format!("../round{}", self.rounds))
     }
 
-    /// The checkpoint command of the next round.
-    fn checkpoint(&self, name: &str, port: u16) -> Command {
-        let mut checkpoint = self.source.lmrun();
-        checkpoint.arg("checkpoint").arg("--image-path").arg(self.source.images(name));
-        checkpoint.arg("--work-path").arg(self.source.dir.join("work").join(name));
-        checkpoint.args(["--tcp-established", "--insecure", "--page-server", &format!("{DESTINATION}:{port}")]);
+    /// The checkpoint command of the next round; `port`: of the page server that gets the pages.
+    fn checkpoint(&self, name: &str, port: Option<u16>) -> Result<Command> {
+        let mut checkpoint = self.source.checkpoint(name)?;
+        checkpoint.arg("--tcp-established");
+        if let Some(port) = port {
+            self.source
+                .runtime
+                .send_pages(&mut checkpoint, DESTINATION, port);
+        }
         if let Some(parent) = self.parent() {
             checkpoint.arg("--parent-path").arg(parent);
         }
-        checkpoint
+        Ok(checkpoint)
     }
 
     fn stats(&self, name: &str) -> Result<DumpStats> {
-        stats::dump(&self.source.dir.join("work").join(name)).ok_or_else(|| Error::other("no stats-dump"))
+        stats::dump(&self.source.work(name)).ok_or_else(|| Error::other("no stats-dump"))
     }
 
     /// One round of pre-copy. `watch` is called while it goes on.
     pub fn pre_dump(&mut self, mut watch: impl FnMut(&Migration)) -> Result<Round> {
         let name = format!("round{}", self.rounds + 1);
         let (mut server, port) = self.page_server(&name)?;
-        let mut checkpoint = self.checkpoint(&name, port);
+        let mut checkpoint = self.checkpoint(&name, Some(port))?;
         checkpoint.arg("--pre-dump").arg(&self.source.id);
         let log = self.source.log("pre-dump")?;
         let begin = Instant::now();
@@ -199,10 +269,15 @@ impl<'a> Migration<'a> {
     }
 
     /// The last round: the container stops here, and goes on there with its address.
-    pub fn hand_over(&mut self) -> Result<(Round, HandOver)> {
+    pub fn hand_over(&mut self, pages: Pages) -> Result<(Round, HandOver)> {
         let name = "final";
-        let (mut server, port) = self.page_server(name)?;
-        let mut checkpoint = self.checkpoint(name, port);
+        let mut server = match pages {
+            Pages::ByServer => Some(self.page_server(name)?),
+            Pages::AsFiles => None,
+        };
+        let target = self.destination.images(name);
+        fs::create_dir_all(&target)?;
+        let mut checkpoint = self.checkpoint(name, server.as_ref().map(|(_, port)| *port))?;
         checkpoint.arg(&self.source.id);
         let courier = Courier::open(self.hosts)?;
         let mut moving = self.hosts.prepare_move();
@@ -214,14 +289,10 @@ impl<'a> Migration<'a> {
         let mut parts = HandOver { checkpoint: begin.elapsed(), ..HandOver::default() };
 
         let at = Instant::now();
-        let files = courier.carry(&self.source.images(name))?;
-        self.destination.finish("page-server", &mut server)?;
-        for (file, bytes) in files {
-            let target = self.destination.images(name).join(file);
-            if !target.exists() {
-                fs::write(target, bytes)?;
-            }
+        if let Some((server, _)) = &mut server {
+            self.destination.finish("page-server", server)?;
         }
+        courier.carry(&self.source.images(name), &target)?;
         parts.transfer = at.elapsed();
 
         let at = Instant::now();
@@ -229,31 +300,48 @@ impl<'a> Migration<'a> {
         parts.address = at.elapsed();
 
         let at = Instant::now();
-        let mut restore = self.destination.lmrun();
-        restore.args(["restore", "-d", "--tcp-established", "--image-path"]).arg(self.destination.images(name));
-        restore.arg("--work-path").arg(self.destination.dir.join("work/restore"));
-        restore.arg("--bundle").arg(self.destination.dir.join("bundle")).arg(&self.destination.id);
-        let log = self.destination.log("restore")?;
-        let mut child = self.hosts.destination.within(|| restore.stdout(log.try_clone()?).stderr(log).spawn())?;
+        let mut restore = self.destination.restore(name, true)?;
+        let mut child = self.hosts.destination.within(|| {
+            restore
+                .stdout(Stdio::null())
+                .stderr(self.destination.log("restore")?)
+                .spawn()
+        })?;
         self.destination.finish("restore", &mut child)?;
         parts.restore = at.elapsed();
         Ok((Round { stats: self.stats(name)?, took: begin.elapsed() }, parts))
+    }
+
+    /// Checkpoint and restore on the source alone, without connections; returns what each took.
+    pub fn there_and_back(&mut self) -> Result<(Duration, Duration)> {
+        let mut checkpoint = self.source.checkpoint("local")?;
+        checkpoint.arg(&self.source.id);
+        let log = self.source.log("checkpoint")?;
+        let begin = Instant::now();
+        let mut child = checkpoint.stdout(log.try_clone()?).stderr(log).spawn()?;
+        self.source.finish("checkpoint", &mut child)?;
+        let stopped = begin.elapsed();
+        let mut restore = self.source.restore("local", false)?;
+        let at = Instant::now();
+        let mut child = restore
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        self.source.finish("restore", &mut child)?;
+        Ok((stopped, at.elapsed()))
     }
 }
 
 impl Drop for Migration<'_> {
     fn drop(&mut self) {
         for side in [&self.source, &self.destination] {
-            let _ = command::run(side.lmrun().args(["delete", "--force", &side.id]), LIMIT);
+            let _ = command::run(side.command().args(["delete", "--force", &side.id]), LIMIT);
             host::sweep(&side.id);
         }
-        let mut unmount = Command::new("umount");
-        command::run(unmount.arg("-l").arg(&self.base), LIMIT);
-        let _ = fs::remove_dir(&self.base);
     }
 }
 
-/// A connection from source to destination for the small images.
+/// A connection from source to destination for image files.
 struct Courier {
     from: TcpStream,
     to: TcpStream,
@@ -268,34 +356,44 @@ impl Courier {
         Ok(Courier { from, to })
     }
 
-    /// Sends the regular files in `dir`; returns what came out at the other end: (name, content).
-    fn carry(mut self, dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut from = self.from;
-        let dir = dir.to_owned();
+    /// Sends the regular files in `from_dir`; those that `to_dir` lacks are written there.
+    fn carry(self, from_dir: &Path, to_dir: &Path) -> Result<()> {
+        let Courier { mut from, to } = self;
+        let dir = from_dir.to_owned();
         let sender = std::thread::spawn(move || -> Result<()> {
-            for entry in fs::read_dir(dir)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_file())) {
-                let (name, bytes) = (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
-                from.write_all(&[(name.len() as u64).to_le_bytes(), (bytes.len() as u64).to_le_bytes()].concat())?;
+            for entry in fs::read_dir(dir)?.flatten() {
+                let about = entry.metadata()?;
+                if !about.is_file() {
+                    continue;
+                }
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let head = [(name.len() as u64).to_le_bytes(), about.len().to_le_bytes()];
+                from.write_all(&head.concat())?;
                 from.write_all(name.as_bytes())?;
-                from.write_all(&bytes)?;
+                std::io::copy(&mut fs::File::open(entry.path())?, &mut from)?;
             }
             Ok(())
         });
-        let mut files = Vec::new();
+        let mut to = BufReader::with_capacity(1 << 20, to);
         let mut head = [0; 16];
         loop {
-            match self.to.read_exact(&mut head) {
+            match to.read_exact(&mut head) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => break,
                 Err(e) => return Err(e),
             }
-            let length = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes")) as usize;
-            let (mut name, mut bytes) = (vec![0; length(0)], vec![0; length(8)]);
-            self.to.read_exact(&mut name)?;
-            self.to.read_exact(&mut bytes)?;
-            files.push((String::from_utf8_lossy(&name).into_owned(), bytes));
+            let length =
+                |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
+            let mut name = vec![0; length(0) as usize];
+            to.read_exact(&mut name)?;
+            let target = to_dir.join(String::from_utf8_lossy(&name).into_owned());
+            let mut content = (&mut to).take(length(8));
+            if target.exists() {
+                std::io::copy(&mut content, &mut std::io::sink())?;
+            } else {
+                std::io::copy(&mut content, &mut fs::File::create(target)?)?;
+            }
         }
-        sender.join().map_err(|_| Error::other("courier"))??;
-        Ok(files)
+        sender.join().map_err(|_| Error::other("courier"))?
     }
 }

@@ -192,7 +192,12 @@ pub struct Writer {
 
 impl Writer {
     /// Starts on a connection that is already made.
-    pub fn start(mut client: Client) -> Writer {
+    pub fn start(client: Client) -> Writer {
+        Writer::paced(client, Duration::ZERO)
+    }
+
+    /// As [`Writer::start`], with a pause after each pair.
+    pub fn paced(mut client: Client, pause: Duration) -> Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
         let acknowledged = Arc::new(AtomicU64::new(0));
@@ -208,6 +213,10 @@ impl Writer {
                     break;
                 }
                 count.store(record.acknowledged, Ordering::Relaxed);
+                if !pause.is_zero() {
+                    std::thread::sleep(pause);
+                    last = Instant::now();
+                }
             }
             record.gaps.sort_by_key(|gap| std::cmp::Reverse(gap.1));
             record

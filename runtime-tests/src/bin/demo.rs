@@ -10,8 +10,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use runtime_tests::hosts::Hosts;
-use runtime_tests::migration::{Migration, Round};
+use runtime_tests::migration::{Migration, Pages, Round};
 use runtime_tests::redis::Writer;
+use runtime_tests::runtimes::Runtime;
 
 fn main() -> ExitCode {
     let mib = std::env::args().nth(1).map_or(Some(256), |text| text.parse().ok());
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
 fn demo(mib: usize) -> Result<bool> {
     println!("two hosts, a client and a switch: network namespaces of this machine");
     let hosts = Hosts::new();
-    let mut migration = Migration::start(&hosts)?;
+    let mut migration = Migration::start(&hosts, &Runtime::Lmrun)?;
     let mut loader = migration.connect()?;
     let bar = Bar::new("loading Redis", mib as u64);
     loader.load(mib, |done| bar.show(done as u64))?;
@@ -51,7 +52,7 @@ fn demo(mib: usize) -> Result<bool> {
         bar.end();
         print_round(&format!("pre-dump {n}"), &round);
     }
-    let (last, parts) = migration.hand_over()?;
+    let (last, parts) = migration.hand_over(Pages::ByServer)?;
     print_round("checkpoint, restore", &last);
     println!(
         "\nthe last step: checkpoint {} ms, other images {} ms, address {} ms, restore {} ms",

@@ -18,6 +18,7 @@ mod epoll;
 mod event_sources;
 mod identity;
 mod limits;
+mod load;
 mod mapped_files;
 mod memory;
 mod memory_flags;
@@ -49,6 +50,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         event_sources::WORKLOADS,
         identity::WORKLOADS,
         limits::WORKLOADS,
+        load::WORKLOADS,
         mapped_files::WORKLOADS,
         memory::WORKLOADS,
         memory_flags::WORKLOADS,

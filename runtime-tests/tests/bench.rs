@@ -1,0 +1,41 @@
+//! The benches, in short: each measures and prints its table. How fast it is depends on the machine.
+
+use runtime_tests::bench::{engine, migrate};
+use runtime_tests::needs;
+
+#[test]
+fn of_migration() {
+    if !needs::root() {
+        return;
+    }
+    if needs::on_path("redis-server").is_none() {
+        return needs::skip("redis-server is not installed");
+    }
+    let plan = migrate::Plan {
+        sizes: vec![64],
+        modes: migrate::Mode::ALL.to_vec(),
+        repetitions: 1,
+        peer: Err("left out".into()),
+    };
+    let text = migrate::run(&plan, |_| {}).expect("every mode works");
+    for mode in migrate::Mode::ALL {
+        let wanted = format!("| 64 | {} |", mode.name());
+        assert!(text.contains(&wanted), "{wanted}\n{text}");
+    }
+}
+
+#[test]
+fn of_the_engine() {
+    if !needs::root() {
+        return;
+    }
+    let plan = engine::Plan {
+        sizes: vec![64],
+        threads: vec![1, 10],
+        repetitions: 1,
+    };
+    let text = engine::run(&plan).expect("every part works");
+    for part in ["memcpy", "dump", "restore", "freeze", "remote call"] {
+        assert!(text.contains(&format!("| {part}")), "{part}\n{text}");
+    }
+}
