@@ -12,10 +12,7 @@ impl InMemory {
     /// At `dir`, which is made.
     pub fn mount(dir: PathBuf) -> std::io::Result<InMemory> {
         fs::create_dir_all(&dir)?;
-        crate::command::tool(&format!(
-            "mount -t tmpfs -o mode=755,size=80% lmrun-test {}",
-            dir.display()
-        ));
+        crate::command::tool(&format!("mount -t tmpfs -o mode=755,size=80% lmrun-test {}", dir.display()));
         Ok(InMemory { dir })
     }
 }

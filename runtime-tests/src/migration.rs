@@ -82,10 +82,7 @@ impl Side {
     fn checkpoint(&self, name: &str) -> Result<Command> {
         let mut checkpoint = self.command();
         fs::create_dir_all(self.work(name))?;
-        checkpoint
-            .arg("checkpoint")
-            .arg("--image-path")
-            .arg(self.images(name));
+        checkpoint.arg("checkpoint").arg("--image-path").arg(self.images(name));
         checkpoint.arg("--work-path").arg(self.work(name));
         Ok(checkpoint)
     }
@@ -94,17 +91,12 @@ impl Side {
     fn restore(&self, name: &str, tcp_established: bool) -> Result<Command> {
         fs::create_dir_all(self.work("restore"))?;
         let mut restore = self.command();
-        restore
-            .args(["restore", "-d", "--image-path"])
-            .arg(self.images(name));
+        restore.args(["restore", "-d", "--image-path"]).arg(self.images(name));
         restore.arg("--work-path").arg(self.work("restore"));
         if tcp_established {
             restore.arg("--tcp-established");
         }
-        restore
-            .arg("--bundle")
-            .arg(self.dir.join("bundle"))
-            .arg(&self.id);
+        restore.arg("--bundle").arg(self.dir.join("bundle")).arg(&self.id);
         Ok(restore)
     }
 
@@ -156,32 +148,12 @@ impl<'a> Migration<'a> {
             rootfs: Some(rootfs.clone()),
             seccomp: None,
         };
-        let source = Side::new(
-            runtime,
-            &base.dir,
-            "source",
-            &shape(hosts.container_at_source.path()),
-        )?;
-        let destination = Side::new(
-            runtime,
-            &base.dir,
-            "destination",
-            &shape(hosts.container_at_destination.path()),
-        )?;
-        let migration = Migration {
-            hosts,
-            _files: base,
-            source,
-            destination,
-            rounds: 0,
-        };
+        let source = Side::new(runtime, &base.dir, "source", &shape(hosts.container_at_source.path()))?;
+        let destination = Side::new(runtime, &base.dir, "destination", &shape(hosts.container_at_destination.path()))?;
+        let migration = Migration { hosts, _files: base, source, destination, rounds: 0 };
         let mut run = migration.source.command();
-        run.args(["run", "-d", "--bundle"])
-            .arg(migration.source.dir.join("bundle"))
-            .arg(&migration.source.id);
-        let mut child = hosts
-            .source
-            .within(|| run.stdout(Stdio::null()).stderr(Stdio::null()).spawn())?;
+        run.args(["run", "-d", "--bundle"]).arg(migration.source.dir.join("bundle")).arg(&migration.source.id);
+        let mut child = hosts.source.within(|| run.stdout(Stdio::null()).stderr(Stdio::null()).spawn())?;
         migration.source.finish("run", &mut child)?;
         Ok(migration)
     }
@@ -234,9 +206,7 @@ impl<'a> Migration<'a> {
         let mut checkpoint = self.source.checkpoint(name)?;
         checkpoint.arg("--tcp-established");
         if let Some(port) = port {
-            self.source
-                .runtime
-                .send_pages(&mut checkpoint, DESTINATION, port);
+            self.source.runtime.send_pages(&mut checkpoint, DESTINATION, port);
         }
         if let Some(parent) = self.parent() {
             checkpoint.arg("--parent-path").arg(parent);
@@ -301,12 +271,10 @@ impl<'a> Migration<'a> {
 
         let at = Instant::now();
         let mut restore = self.destination.restore(name, true)?;
-        let mut child = self.hosts.destination.within(|| {
-            restore
-                .stdout(Stdio::null())
-                .stderr(self.destination.log("restore")?)
-                .spawn()
-        })?;
+        let mut child = self
+            .hosts
+            .destination
+            .within(|| restore.stdout(Stdio::null()).stderr(self.destination.log("restore")?).spawn())?;
         self.destination.finish("restore", &mut child)?;
         parts.restore = at.elapsed();
         Ok((Round { stats: self.stats(name)?, took: begin.elapsed() }, parts))
@@ -323,10 +291,7 @@ impl<'a> Migration<'a> {
         let stopped = begin.elapsed();
         let mut restore = self.source.restore("local", false)?;
         let at = Instant::now();
-        let mut child = restore
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let mut child = restore.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         self.source.finish("restore", &mut child)?;
         Ok((stopped, at.elapsed()))
     }
@@ -382,8 +347,7 @@ impl Courier {
                 Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => break,
                 Err(e) => return Err(e),
             }
-            let length =
-                |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
+            let length = |at: usize| u64::from_le_bytes(head[at..at + 8].try_into().expect("8 bytes"));
             let mut name = vec![0; length(0) as usize];
             to.read_exact(&mut name)?;
             let target = to_dir.join(String::from_utf8_lossy(&name).into_owned());

@@ -23,9 +23,7 @@ impl Runtime {
     /// runc with CRIU 4.x, from the given paths or the PATH; the error says what is missing.
     pub fn peer(runc: Option<PathBuf>, criu: Option<PathBuf>) -> Result<Runtime> {
         let find = |given: Option<PathBuf>, name: &str| {
-            given
-                .or_else(|| needs::on_path(name))
-                .ok_or_else(|| Error::other(format!("no {name} on the PATH")))
+            given.or_else(|| needs::on_path(name)).ok_or_else(|| Error::other(format!("no {name} on the PATH")))
         };
         let (runc, criu) = (find(runc, "runc")?, find(criu, "criu")?);
         let version = said(&criu, "Version:")?;
@@ -47,15 +45,10 @@ impl Runtime {
     /// Name and version.
     pub fn version(&self) -> Result<String> {
         match self {
-            Runtime::Lmrun => Ok(format!(
-                "lmrun {}",
-                said(&needs::built("lmrun"), "lmrun version")?
-            )),
-            Runtime::Runc { runc, criu, .. } => Ok(format!(
-                "runc {} + CRIU {}",
-                said(runc, "runc version")?,
-                said(criu, "Version:")?
-            )),
+            Runtime::Lmrun => Ok(format!("lmrun {}", said(&needs::built("lmrun"), "lmrun version")?)),
+            Runtime::Runc { runc, criu, .. } => {
+                Ok(format!("runc {} + CRIU {}", said(runc, "runc version")?, said(criu, "Version:")?))
+            }
         }
     }
 
@@ -81,28 +74,16 @@ impl Runtime {
         if *self == Runtime::Lmrun {
             checkpoint.arg("--insecure");
         }
-        checkpoint
-            .arg("--page-server")
-            .arg(format!("{address}:{port}"));
+        checkpoint.arg("--page-server").arg(format!("{address}:{port}"));
     }
 
     /// A page server that receives one checkpoint's pages into `images`, `parent` being beside them.
-    pub fn page_server(
-        &self,
-        images: &Path,
-        parent: Option<&str>,
-        address: &str,
-        port: u16,
-    ) -> Result<Command> {
+    pub fn page_server(&self, images: &Path, parent: Option<&str>, address: &str, port: u16) -> Result<Command> {
         if *self != Runtime::Lmrun {
             std::fs::create_dir_all(images)?;
         }
         let (mut command, images_flag, parent_flag) = match self {
-            Runtime::Lmrun => (
-                Command::new(needs::built("lmrun")),
-                "--image-path",
-                "--parent-path",
-            ),
+            Runtime::Lmrun => (Command::new(needs::built("lmrun")), "--image-path", "--parent-path"),
             Runtime::Runc { criu, .. } => (Command::new(criu), "--images-dir", "--prev-images-dir"),
         };
         command.arg("page-server").arg(images_flag).arg(images);
@@ -119,10 +100,7 @@ impl Runtime {
 
 /// What a program prints after `word` when it is asked for its version.
 fn said(program: &Path, word: &str) -> Result<String> {
-    let done = command::run(
-        Command::new(program).arg("--version"),
-        Duration::from_secs(10),
-    );
+    let done = command::run(Command::new(program).arg("--version"), Duration::from_secs(10));
     done.out
         .lines()
         .find_map(|line| line.strip_prefix(word))

@@ -68,12 +68,10 @@ fn read(file: &Path, kind: u64) -> Option<Vec<(u64, u64)>> {
         Field::Bytes(inner) if n == kind => Some(inner),
         _ => None,
     })?;
-    let integers = fields(inner)?
-        .into_iter()
-        .filter_map(|(n, field)| match field {
-            Field::Integer(value) => Some((n, value)),
-            Field::Bytes(_) => None,
-        });
+    let integers = fields(inner)?.into_iter().filter_map(|(n, field)| match field {
+        Field::Integer(value) => Some((n, value)),
+        Field::Bytes(_) => None,
+    });
     Some(integers.collect())
 }
 

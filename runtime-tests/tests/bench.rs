@@ -29,11 +29,7 @@ fn of_the_engine() {
     if !needs::root() {
         return;
     }
-    let plan = engine::Plan {
-        sizes: vec![64],
-        threads: vec![1, 10],
-        repetitions: 1,
-    };
+    let plan = engine::Plan { sizes: vec![64], threads: vec![1, 10], repetitions: 1 };
     let text = engine::run(&plan).expect("every part works");
     for part in ["memcpy", "dump", "restore", "freeze", "remote call"] {
         assert!(text.contains(&format!("| {part}")), "{part}\n{text}");

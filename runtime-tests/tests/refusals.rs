@@ -130,16 +130,10 @@ fn message_that_cannot_be_seen_again() {
     let c = Container::of_workload("unix-unread");
     c.run().ok();
     assert!(c.ready());
-    let on = Checkpoint {
-        leave_running: true,
-        ..PLAIN
-    };
+    let on = Checkpoint { leave_running: true, ..PLAIN };
     c.checkpoint(&on).ok();
     c.check(1);
-    let done = c.checkpoint(&Checkpoint {
-        images: "again",
-        ..PLAIN
-    });
+    let done = c.checkpoint(&Checkpoint { images: "again", ..PLAIN });
     explained(&done.failed(), &["empty message"]);
     c.perform(c.lmrun().args(["delete", "--force", &c.id])).ok();
     c.restore(&c.images("final"), false).ok();

@@ -85,7 +85,10 @@ pub fn ipc(init: pid_t) -> Result<()> {
         None => Ok(()),
         Some(object) => {
             let why = format!("its IPC namespace holds a System V object ({object}), which cannot be carried yet");
-            Err(Error::refused(init, Why::Other { why, remedy: "remove it with ipcrm, or stop and start the container instead" }))
+            Err(Error::refused(
+                init,
+                Why::Other { why, remedy: "remove it with ipcrm, or stop and start the container instead" },
+            ))
         }
     }
 }

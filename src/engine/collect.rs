@@ -15,7 +15,7 @@ use super::{Error, Result, Subject, Why, checks};
 use crate::image::records::core::{
     CoreEntry, March, TaskCoreEntry, TaskKobjIdsEntry, TaskRlimitsEntry, ThreadCoreEntry, task_state,
 };
-use crate::image::records::files::{FdinfoEntry, FdTypes, FileEntry, RegFileEntry};
+use crate::image::records::files::{FdTypes, FdinfoEntry, FileEntry, RegFileEntry};
 use crate::image::records::inventory::{IMG_VERSION, InventoryEntry, PstreeEntry};
 use crate::image::records::lmrun::{LMRUN_VERSION, LmrunEntry, LmrunHost, LmrunTask, LmrunThread};
 use crate::image::records::ns::{TimensEntry, Timespec, UtsnsEntry};
@@ -24,9 +24,9 @@ use crate::sys::mem::Memory;
 use crate::sys::pidfd::{self, PidFd};
 use crate::sys::proc;
 use crate::sys::{clock, file, namespace};
-use crate::tracee::{Thread, with_first_call};
 use crate::tracee::batch::Batch;
 use crate::tracee::borrow;
+use crate::tracee::{Thread, with_first_call};
 
 /// A descriptor of a puppet.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +116,8 @@ impl Files {
     pub fn by_link(&mut self, pid: pid_t, link: &str, flags: u32) -> Result<u32> {
         let path = proc::link(pid, link).map_err(|e| Error::proc(pid, e))?;
         let path = path.as_bytes();
-        let real = std::fs::File::open(format!("/proc/{pid}/{link}")).and_then(file::stat).map_err(|e| Error::proc(pid, e))?;
+        let real =
+            std::fs::File::open(format!("/proc/{pid}/{link}")).and_then(file::stat).map_err(|e| Error::proc(pid, e))?;
         let there = file::open_in(&self.all.root, path, libc::O_PATH as u32).and_then(file::stat);
         if !there.is_ok_and(|s| s.is_same_file(&real)) {
             let why = format!("its {link}, {}, is not at that path any more", String::from_utf8_lossy(path));
@@ -242,7 +243,13 @@ struct Outside {
     signalled: bool,
 }
 
-fn outside(t: &Thread, tid: u32, shared: &SignalQueueEntry, memory: &Memory, all: &mut SeccompEntry) -> Result<Outside> {
+fn outside(
+    t: &Thread,
+    tid: u32,
+    shared: &SignalQueueEntry,
+    memory: &Memory,
+    all: &mut SeccompEntry,
+) -> Result<Outside> {
     let status = proc::status(t.tid).map_err(|e| Error::proc(t.tid, e))?;
     let mut core = ThreadCoreEntry { blk_sigset: Some(t.mask), ..ThreadCoreEntry::default() };
     let mut extra = LmrunThread { tid, ..LmrunThread::default() };
@@ -355,11 +362,8 @@ fn process(
         ..TaskCoreEntry::default()
     });
     let umask = leader_status.numbers("Umask", 8).map_err(io)?.first().map(|u| *u as u32);
-    let extra = LmrunTask {
-        pid: entry.pid,
-        threads: known.into_iter().map(|o| o.extra).collect(),
-        guard_regions: guards,
-    };
+    let extra =
+        LmrunTask { pid: entry.pid, threads: known.into_iter().map(|o| o.extra).collect(), guard_regions: guards };
     let alive = Alive {
         mm: mm::answer(mm_asked, pid, &vmas, &batch, files)?,
         ids: ids(number),
@@ -379,7 +383,13 @@ fn open_files(pid: pid_t, files: &mut Files) -> Result<(Vec<FdinfoEntry>, FsEntr
         let close_on_exec = facts.info.flags & libc::O_CLOEXEC as u32 != 0;
         let (id, kind) = files.descriptor(facts)?;
         // FD_CLOEXEC is the only flag of a descriptor.
-        fds.push(FdinfoEntry { id, flags: close_on_exec.into(), r#type: kind as i32, fd: fd as u32, ..FdinfoEntry::default() });
+        fds.push(FdinfoEntry {
+            id,
+            flags: close_on_exec.into(),
+            r#type: kind as i32,
+            fd: fd as u32,
+            ..FdinfoEntry::default()
+        });
     }
     let directory = (libc::O_PATH | libc::O_DIRECTORY) as u32;
     let fs = FsEntry {

@@ -97,7 +97,9 @@ impl Why {
     pub fn remedy(&self) -> &'static str {
         match self {
             Why::LeaderGone | Why::Compat | Why::StrictSeccomp => "stop the container instead",
-            Why::CannotSeize { .. } => "needs root with CAP_SYS_PTRACE and CAP_SYS_ADMIN, and no other tracer (gdb, strace) on the task",
+            Why::CannotSeize { .. } => {
+                "needs root with CAP_SYS_PTRACE and CAP_SYS_ADMIN, and no other tracer (gdb, strace) on the task"
+            }
             Why::DoesNotStop { .. } => "try again; a task in state D waits for a device or for a child made by vfork",
             Why::OutsideTree => "end the processes started by exec first",
             Why::OtherNamespace { .. } => "end that process first; nested containers cannot be carried",

@@ -49,9 +49,9 @@ pub fn cut(e: &Extent, start: u64, end: u64) -> Option<Extent> {
 fn chunks(pieces: &[Piece]) -> Vec<Piece> {
     let split = |p: &Piece| {
         let (p, end) = (p.clone(), p.extent.end());
-        (p.extent.vaddr..end).step_by(CHUNK as usize).filter_map(move |at| {
-            Some(Piece { extent: cut(&p.extent, at, (at + CHUNK).min(end))?, way: p.way })
-        })
+        (p.extent.vaddr..end)
+            .step_by(CHUNK as usize)
+            .filter_map(move |at| Some(Piece { extent: cut(&p.extent, at, (at + CHUNK).min(end))?, way: p.way }))
     };
     pieces.iter().flat_map(split).collect()
 }

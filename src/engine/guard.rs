@@ -29,10 +29,7 @@ pub struct Error {
 }
 
 fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
-    move |source| Error {
-        what,
-        source: source.into(),
-    }
+    move |source| Error { what, source: source.into() }
 }
 
 /// The driver's messages, one byte each. The guard answers all but the last with the same byte.
@@ -48,13 +45,8 @@ pub struct Guard(OwnedFd);
 impl Guard {
     /// Forks the guard; the caller should have a single thread.
     pub fn spawn() -> Result<Self, Error> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        )
-        .map_err(failed("socketpair"))?;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(failed("socketpair"))?;
         let driver = PidFd::open(getpid().as_raw()).map_err(failed("pidfd_open"))?;
         fork::orphan(|| watch(&driver, theirs.as_fd())).map_err(failed("fork"))?;
         Ok(Self(ours))
@@ -62,9 +54,7 @@ impl Guard {
 
     /// Hands over `sockets` as they are to be left. When this returns they are safe.
     pub fn watch(&self, sockets: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        sockets
-            .chunks(fdpass::MAX_FDS)
-            .try_for_each(|some| self.hand_over(WATCH, some))
+        sockets.chunks(fdpass::MAX_FDS).try_for_each(|some| self.hand_over(WATCH, some))
     }
 
     /// Hands over a duplicate of something that the kernel takes long to close when nobody else has it any more.
@@ -76,9 +66,7 @@ impl Guard {
         fdpass::send(self.0.as_fd(), &[message], fds).map_err(failed("send"))?;
         match recv(self.0.as_raw_fd(), &mut [0], MsgFlags::empty()) {
             Ok(1) => Ok(()),
-            Ok(_) => Err(failed("has died")(io::Error::from(
-                io::ErrorKind::UnexpectedEof,
-            ))),
+            Ok(_) => Err(failed("has died")(io::Error::from(io::ErrorKind::UnexpectedEof))),
             Err(e) => Err(failed("receive")(e)),
         }
     }

@@ -44,9 +44,7 @@ pub fn runs(pages: &Pagemap, start: u64, end: u64, round: Round) -> io::Result<V
     let query = match round {
         Round::Full => own,
         Round::Final => Query { flags: pagemap::CHECK_WPASYNC, report: pagemap::WRITTEN, ..own },
-        Round::Track => {
-            Query { flags: pagemap::CHECK_WPASYNC | pagemap::WP_MATCHING, report: pagemap::WRITTEN, ..own }
-        }
+        Round::Track => Query { flags: pagemap::CHECK_WPASYNC | pagemap::WP_MATCHING, report: pagemap::WRITTEN, ..own },
     };
     let run = |r: pagemap::Region| PageRun {
         vaddr: r.start,

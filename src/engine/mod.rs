@@ -5,8 +5,8 @@
 
 mod checks;
 mod collect;
-mod error;
 mod dump;
+mod error;
 mod fill;
 mod freeze;
 pub mod guard;

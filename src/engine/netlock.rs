@@ -62,11 +62,7 @@ pub enum Error {
     #[error("network namespace")]
     Namespace(#[source] io::Error),
     #[error("nftables: {what} {table}")]
-    Table {
-        what: &'static str,
-        table: String,
-        source: io::Error,
-    },
+    Table { what: &'static str, table: String, source: io::Error },
 }
 
 /// The packet filter of one network namespace. To open it takes a thread (some 50 us): do that before the freeze.
@@ -100,12 +96,7 @@ impl Nft {
 
     /// Stops the segments of `connections` for as long as `timeout`, beyond the end of this process.
     /// Replaces what an earlier call for the same container left.
-    pub fn hold(
-        &self,
-        id: &str,
-        connections: &[Connection],
-        timeout: Duration,
-    ) -> Result<(), Error> {
+    pub fn hold(&self, id: &str, connections: &[Connection], timeout: Duration) -> Result<(), Error> {
         let table = held_table(id);
         let mut batch = Batch::default();
         begin(&mut batch);
@@ -125,20 +116,14 @@ impl Nft {
         delete_table(&mut batch, &table);
         match self.commit(batch, "delete table", &table) {
             Ok(()) => Ok(true),
-            Err(Error::Table { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => {
-                Ok(false)
-            }
+            Err(Error::Table { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(e) => Err(e),
         }
     }
 
     fn commit(&self, mut batch: Batch, what: &'static str, table: &str) -> Result<(), Error> {
         batch.request(BATCH_END, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
-        self.0.transact(&batch).map_err(|source| Error::Table {
-            what,
-            table: table.to_owned(),
-            source,
-        })
+        self.0.transact(&batch).map_err(|source| Error::Table { what, table: table.to_owned(), source })
     }
 }
 
@@ -162,12 +147,7 @@ impl NetLock {
     }
 
     /// See [`Nft::hold`]; this lock stays.
-    pub fn hold(
-        &self,
-        id: &str,
-        connections: &[Connection],
-        timeout: Duration,
-    ) -> Result<(), Error> {
+    pub fn hold(&self, id: &str, connections: &[Connection], timeout: Duration) -> Result<(), Error> {
         self.nft.hold(id, connections, timeout)
     }
 }
@@ -187,21 +167,14 @@ fn begin(batch: &mut Batch) {
 }
 
 fn add_table(batch: &mut Batch, table: &str, table_flags: u32, request_flags: u16) {
-    batch.request(
-        NEWTABLE,
-        NLM_F_CREATE | NLM_F_ACK | request_flags,
-        &nfgenmsg(NFPROTO_INET, 0),
-        |a| {
-            a.put_name(1, table);
-            a.put_be32(2, table_flags);
-        },
-    );
+    batch.request(NEWTABLE, NLM_F_CREATE | NLM_F_ACK | request_flags, &nfgenmsg(NFPROTO_INET, 0), |a| {
+        a.put_name(1, table);
+        a.put_be32(2, table_flags);
+    });
 }
 
 fn delete_table(batch: &mut Batch, table: &str) {
-    batch.request(DELTABLE, NLM_F_ACK, &nfgenmsg(NFPROTO_INET, 0), |a| {
-        a.put_name(1, table)
-    });
+    batch.request(DELTABLE, NLM_F_ACK, &nfgenmsg(NFPROTO_INET, 0), |a| a.put_name(1, table));
 }
 
 /// One family's set of connections: a key is source and destination address, source and destination port, as
@@ -215,32 +188,14 @@ struct Family {
 }
 
 const FAMILIES: [Family; 2] = [
-    Family {
-        set: "ip",
-        set_id: 1,
-        nfproto: NFPROTO_IPV4,
-        addresses: (12, 8),
-    },
-    Family {
-        set: "ip6",
-        set_id: 2,
-        nfproto: NFPROTO_IPV6,
-        addresses: (8, 32),
-    },
+    Family { set: "ip", set_id: 1, nfproto: NFPROTO_IPV4, addresses: (12, 8) },
+    Family { set: "ip6", set_id: 2, nfproto: NFPROTO_IPV6, addresses: (8, 32) },
 ];
 
-fn add_locks(
-    batch: &mut Batch,
-    table: &str,
-    connections: &[Connection],
-    timeout: Option<Duration>,
-) {
+fn add_locks(batch: &mut Batch, table: &str, connections: &[Connection], timeout: Option<Duration>) {
     for family in &FAMILIES {
         add_set(batch, table, family, timeout);
-        let keys: Vec<Vec<u8>> = connections
-            .iter()
-            .flat_map(|c| keys(family.nfproto, c))
-            .collect();
+        let keys: Vec<Vec<u8>> = connections.iter().flat_map(|c| keys(family.nfproto, c)).collect();
         for keys in keys.chunks(ELEMENTS) {
             add_elements(batch, table, family, keys);
         }
@@ -259,42 +214,30 @@ fn keys(nfproto: u8, connection: &Connection) -> Vec<Vec<u8>> {
     let (local, remote) = (connection.local, connection.remote);
     let key = |from: SocketAddr, to: SocketAddr| {
         let mut key = match (from.ip().to_canonical(), to.ip().to_canonical()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) if nfproto == NFPROTO_IPV4 => {
-                [from.octets(), to.octets()].concat()
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) if nfproto == NFPROTO_IPV6 => {
-                [from.octets(), to.octets()].concat()
-            }
+            (IpAddr::V4(from), IpAddr::V4(to)) if nfproto == NFPROTO_IPV4 => [from.octets(), to.octets()].concat(),
+            (IpAddr::V6(from), IpAddr::V6(to)) if nfproto == NFPROTO_IPV6 => [from.octets(), to.octets()].concat(),
             _ => return None,
         };
         key.extend_from_slice(&from.port().to_be_bytes());
         key.extend_from_slice(&to.port().to_be_bytes());
         Some(key)
     };
-    [key(local, remote), key(remote, local)]
-        .into_iter()
-        .flatten()
-        .collect()
+    [key(local, remote), key(remote, local)].into_iter().flatten().collect()
 }
 
 fn add_set(batch: &mut Batch, table: &str, family: &Family, timeout: Option<Duration>) {
-    batch.request(
-        NEWSET,
-        NLM_F_CREATE | NLM_F_EXCL,
-        &nfgenmsg(NFPROTO_INET, 0),
-        |a| {
-            a.put_name(1, table);
-            a.put_name(2, family.set);
-            a.put_be32(3, if timeout.is_some() { SET_TIMEOUT } else { 0 });
-            // NFTA_SET_KEY_TYPE is for whoever lists the table; 0 is bytes.
-            a.put_be32(4, 0);
-            a.put_be32(5, family.addresses.1 + 4);
-            a.put_be32(10, family.set_id);
-            if let Some(timeout) = timeout {
-                a.put(11, &(timeout.as_millis() as u64).to_be_bytes());
-            }
-        },
-    );
+    batch.request(NEWSET, NLM_F_CREATE | NLM_F_EXCL, &nfgenmsg(NFPROTO_INET, 0), |a| {
+        a.put_name(1, table);
+        a.put_name(2, family.set);
+        a.put_be32(3, if timeout.is_some() { SET_TIMEOUT } else { 0 });
+        // NFTA_SET_KEY_TYPE is for whoever lists the table; 0 is bytes.
+        a.put_be32(4, 0);
+        a.put_be32(5, family.addresses.1 + 4);
+        a.put_be32(10, family.set_id);
+        if let Some(timeout) = timeout {
+            a.put(11, &(timeout.as_millis() as u64).to_be_bytes());
+        }
+    });
 }
 
 fn add_elements(batch: &mut Batch, table: &str, family: &Family, keys: &[Vec<u8>]) {
@@ -383,18 +326,12 @@ mod tests {
 
     #[test]
     fn keys_stand_as_in_the_packet() {
-        let c = Connection {
-            local: "10.0.0.1:80".parse().unwrap(),
-            remote: "[::ffff:10.0.0.2]:258".parse().unwrap(),
-        };
+        let c = Connection { local: "10.0.0.1:80".parse().unwrap(), remote: "[::ffff:10.0.0.2]:258".parse().unwrap() };
         let there = vec![10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 1, 2];
         let back = vec![10, 0, 0, 2, 10, 0, 0, 1, 1, 2, 0, 80];
         assert_eq!(keys(NFPROTO_IPV4, &c), [there, back]);
         assert!(keys(NFPROTO_IPV6, &c).is_empty());
-        let c = Connection {
-            local: "[::1]:80".parse().unwrap(),
-            remote: "[::2]:258".parse().unwrap(),
-        };
+        let c = Connection { local: "[::1]:80".parse().unwrap(), remote: "[::2]:258".parse().unwrap() };
         assert_eq!(keys(NFPROTO_IPV6, &c)[1].len(), 36);
     }
 }

@@ -59,7 +59,8 @@ pub fn plan(req: RestoreRequest) -> Result<Plan> {
             }
         }
     }
-    let taken = tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.mm.vmas).map(|v| (v.start, v.end));
+    let taken =
+        tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.mm.vmas).map(|v| (v.start, v.end));
     let stage = Stage::find(taken.collect());
     Ok(Plan { births, stage, pages, external, work: req.work, tree })
 }
@@ -86,7 +87,8 @@ fn external(tree: &Tree, given: Vec<(String, OwnedFd)>) -> HashMap<Vec<u8>, Owne
         ends.entry(format!("pipe:[{}]", p.pipe_id).into_bytes()).or_default().insert(p.flags & libc::O_ACCMODE as u32);
     }
     let pipe = |link: &[u8]| ends.get(link).is_some_and(|e| e.len() > 1 || e.contains(&(libc::O_RDWR as u32)));
-    let sockets: BTreeMap<u32, u32> = tree.files.iter().filter_map(|f| f.usk.as_ref()).map(|s| (s.ino, s.peer)).collect();
+    let sockets: BTreeMap<u32, u32> =
+        tree.files.iter().filter_map(|f| f.usk.as_ref()).map(|s| (s.ino, s.peer)).collect();
     let socket = |link: &[u8]| {
         let own = sockets.iter().find(|(ino, _)| format!("socket:[{ino}]").as_bytes() == link);
         own.is_some_and(|(_, peer)| *peer == 0 || sockets.contains_key(peer))
@@ -171,7 +173,9 @@ fn births(all: &[Process]) -> std::result::Result<HashMap<u32, Birth>, String> {
             match by_pid.get(&e.sid) {
                 // Its leader was never a child of the same parent: nobody else can put it there.
                 Some(leader) if leader.entry.ppid == e.ppid => Birth::Sibling { maker: e.sid },
-                Some(_) => return Err(format!("process {} is in session {}, which lmrun cannot rebuild", e.pid, e.sid)),
+                Some(_) => {
+                    return Err(format!("process {} is in session {}, which lmrun cannot rebuild", e.pid, e.sid));
+                }
                 None => Birth::Orphan { session: e.sid },
             }
         };

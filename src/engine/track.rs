@@ -60,7 +60,9 @@ fn read_note(subject: &Subject) -> Result<Option<Note>> {
     let path = note_path(subject);
     match fs::read(&path) {
         // A note that cannot be read is a note of nothing.
-        Ok(json) => Ok(serde_json::from_slice::<Note>(&json).ok().filter(|n| start_time(n.keeper.0).ok() == Some(n.keeper.1))),
+        Ok(json) => {
+            Ok(serde_json::from_slice::<Note>(&json).ok().filter(|n| start_time(n.keeper.0).ok() == Some(n.keeper.1)))
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::system(path.display())(e)),
     }
@@ -209,7 +211,12 @@ pub fn pre_dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     let memory = started.elapsed();
     let token = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(Error::system("make a token"))?;
     let token = token.trim().to_owned();
-    let entry = LmrunEntry { version: LMRUN_VERSION, host: host_facts(), dirty_token: Some(token.clone()), ..LmrunEntry::default() };
+    let entry = LmrunEntry {
+        version: LMRUN_VERSION,
+        host: host_facts(),
+        dirty_token: Some(token.clone()),
+        ..LmrunEntry::default()
+    };
     writer.write(&format::LMRUN, 0, &[entry])?;
     writer.commit()?;
     session.0.retain(|who, _| targets.iter().any(|t| t.who == *who));

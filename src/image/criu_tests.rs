@@ -15,10 +15,7 @@ use super::records::ns::{IpcMsg, IpcMsgEntry, IpcSemEntry};
 use super::scratch::Scratch;
 
 fn directory() -> PathBuf {
-    PathBuf::from(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/src/image/testdata/criu-4.2"
-    ))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src/image/testdata/criu-4.2"))
 }
 
 /// CRIU's images, and copies of them that are made along the way.
@@ -32,11 +29,7 @@ impl Both {
     fn new() -> Self {
         let scratch = Scratch::new();
         let ours = ImageWriter::create(&scratch.path().join("copy"), None).unwrap();
-        Self {
-            theirs: ImageDir::open(&directory()).unwrap(),
-            ours,
-            _scratch: scratch,
-        }
+        Self { theirs: ImageDir::open(&directory()).unwrap(), ours, _scratch: scratch }
     }
 
     fn records<T: Message + Default>(&self, kind: &ImageFile<T>, id: u64) -> Vec<T> {
@@ -47,11 +40,7 @@ impl Both {
         records
     }
 
-    fn payloads<T: Message + Default + Payload>(
-        &self,
-        kind: &ImageFile<T>,
-        id: u64,
-    ) -> Vec<Vec<u8>> {
+    fn payloads<T: Message + Default + Payload>(&self, kind: &ImageFile<T>, id: u64) -> Vec<Vec<u8>> {
         let records = self.theirs.read_payloads(kind, id).unwrap();
         self.ours.write_payloads(kind, id, &records).unwrap();
         self.compare(&kind.name(id));
@@ -88,24 +77,12 @@ fn every_record_comes_back_byte_for_byte() {
     both.records(&STATS_DUMP, 0);
 
     let tree = both.records(&PSTREE, 0);
-    assert_eq!(
-        tree.iter()
-            .map(|p| (p.pid, p.threads.len()))
-            .collect::<Vec<_>>(),
-        [(1, 2), (15, 1), (16, 1)]
-    );
+    assert_eq!(tree.iter().map(|p| (p.pid, p.threads.len())).collect::<Vec<_>>(), [(1, 2), (15, 1), (16, 1)]);
     let core = both.records(&CORE, 1).remove(0);
     assert_eq!(core.tc.unwrap().sigactions.len(), 62);
     let files = both.records(&FILES, 0);
     let kinds = |kind: FdTypes| files.iter().filter(|file| file.r#type() == kind).count();
-    assert_eq!(
-        (
-            kinds(FdTypes::Eventfd),
-            kinds(FdTypes::Inetsk),
-            kinds(FdTypes::Eventpoll)
-        ),
-        (1, 4, 1)
-    );
+    assert_eq!((kinds(FdTypes::Eventfd), kinds(FdTypes::Inetsk), kinds(FdTypes::Eventpoll)), (1, 4, 1));
 }
 
 #[test]
@@ -124,10 +101,7 @@ fn bytes_that_follow_records_are_found() {
     assert_eq!(queue.record::<IpcMsgEntry>().unwrap().unwrap().qnum, 1);
     let message: IpcMsg = queue.record().unwrap().unwrap();
     assert_eq!(
-        (
-            message.mtype,
-            queue.raw(message.msize.next_multiple_of(8).into()).unwrap()
-        ),
+        (message.mtype, queue.raw(message.msize.next_multiple_of(8).into()).unwrap()),
         (3, b"message\0".to_vec())
     );
     assert_eq!(queue.left(), 0);
@@ -145,8 +119,7 @@ fn pages_are_found() {
         let extents = page_extents(&dir, PagesOf::Shmem(id)).unwrap();
         assert_eq!(extents.len(), 1);
         let mut page = [0; PAGE_SIZE as usize];
-        std::os::unix::fs::FileExt::read_exact_at(&*extents[0].file, &mut page, extents[0].offset)
-            .unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&*extents[0].file, &mut page, extents[0].offset).unwrap();
         starts.push(page[..6].to_vec());
     }
     starts.sort();

@@ -44,25 +44,12 @@ impl ImageWriter {
     pub fn create(target: &Path, parent: Option<&Path>) -> Result<Self> {
         let at = Error::io;
         let (above, name) = match (target.parent(), target.file_name()) {
-            (Some(above), Some(name)) => (
-                if above.as_os_str().is_empty() {
-                    Path::new(".")
-                } else {
-                    above
-                },
-                name,
-            ),
+            (Some(above), Some(name)) => (if above.as_os_str().is_empty() { Path::new(".") } else { above }, name),
             _ => {
-                return Err(Error::Occupied {
-                    path: target.to_owned(),
-                });
+                return Err(Error::Occupied { path: target.to_owned() });
             }
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(above)
-            .map_err(at(above))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(above).map_err(at(above))?;
         let above = above.canonicalize().map_err(at(above))?;
         let target = above.join(name);
         let fill = is_mount_point(&target).map_err(at(&target))?;
@@ -75,13 +62,7 @@ impl ImageWriter {
         }
         let staging = around.join(format!("{prefix}{}", std::process::id()));
         let lock = make_locked(&staging).map_err(at(&staging))?;
-        let mut writer = Self {
-            target,
-            staging,
-            fill,
-            parent: None,
-            _lock: lock,
-        };
+        let mut writer = Self { target, staging, fill, parent: None, _lock: lock };
         if let Some(link) = parent {
             writer.parent = Some(writer.link_parent(link)?);
         }
@@ -90,14 +71,7 @@ impl ImageWriter {
 
     fn link_parent(&self, link: &Path) -> Result<ImageDir> {
         // The target may not exist yet; the staging directory beside it sees the same.
-        let parent = open_parent(
-            if self.fill {
-                &self.target
-            } else {
-                &self.staging
-            },
-            link,
-        )?;
+        let parent = open_parent(if self.fill { &self.target } else { &self.staging }, link)?;
         let place = self.staging.join(PARENT);
         symlink(link, &place).map_err(Error::io(&place))?;
         Ok(parent)
@@ -121,12 +95,7 @@ impl ImageWriter {
     }
 
     /// Writes a file of records with the bytes that belong to each.
-    pub fn write_payloads<T>(
-        &self,
-        kind: &ImageFile<T>,
-        id: u64,
-        records: &[(T, Vec<u8>)],
-    ) -> Result<()>
+    pub fn write_payloads<T>(&self, kind: &ImageFile<T>, id: u64, records: &[(T, Vec<u8>)]) -> Result<()>
     where
         T: Message + Payload,
     {
@@ -146,30 +115,19 @@ impl ImageWriter {
     }
 
     /// Begins a file whose records and bytes come in an order of their own.
-    pub fn records<T>(
-        &self,
-        kind: &ImageFile<T>,
-        id: u64,
-    ) -> Result<RecordWriter<BufWriter<File>>> {
+    pub fn records<T>(&self, kind: &ImageFile<T>, id: u64) -> Result<RecordWriter<BufWriter<File>>> {
         start_records(kind, self.staging.join(kind.name(id)))
     }
 
     /// Writes a file that holds no records.
     pub fn raw_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.staging.join(name);
-        create_new(&path)
-            .and_then(|mut file| io::Write::write_all(&mut file, bytes))
-            .map_err(Error::io(&path))
+        create_new(&path).and_then(|mut file| io::Write::write_all(&mut file, bytes)).map_err(Error::io(&path))
     }
 
     /// Makes everything durable and gives the directory its final name.
     pub fn commit(self) -> Result<()> {
-        let Self {
-            target,
-            staging,
-            fill,
-            ..
-        } = &self;
+        let Self { target, staging, fill, .. } = &self;
         let mut files = Vec::new();
         for entry in fs::read_dir(staging).map_err(Error::io(staging))? {
             let entry = entry.map_err(Error::io(staging))?;
@@ -190,9 +148,7 @@ impl ImageWriter {
             return sync(target);
         }
         match fs::rename(staging, target) {
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Err(Error::Occupied {
-                path: target.clone(),
-            }),
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Err(Error::Occupied { path: target.clone() }),
             done => done.map_err(Error::io(target)),
         }?;
         sync(target.parent().unwrap_or(Path::new("/")))
@@ -222,30 +178,17 @@ impl ImageDir {
     }
 
     fn open_after(path: &Path, mut lineage: Vec<(u64, u64)>) -> Result<Self> {
-        let dir = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY)
-            .open(path)
-            .map_err(Error::io(path))?;
+        let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path).map_err(Error::io(path))?;
         let meta = dir.metadata().map_err(Error::io(path))?;
         let identity = (meta.dev(), meta.ino());
         if lineage.contains(&identity) {
-            return Err(Error::ParentCycle {
-                path: path.to_owned(),
-            });
+            return Err(Error::ParentCycle { path: path.to_owned() });
         }
         if lineage.len() > MAX_PARENTS {
-            return Err(Error::TooManyParents {
-                path: path.to_owned(),
-                limit: MAX_PARENTS,
-            });
+            return Err(Error::TooManyParents { path: path.to_owned(), limit: MAX_PARENTS });
         }
         lineage.push(identity);
-        Ok(Self {
-            path: path.to_owned(),
-            dir: dir.into(),
-            lineage,
-        })
+        Ok(Self { path: path.to_owned(), dir: dir.into(), lineage })
     }
 
     /// Where the directory is, for messages.
@@ -265,20 +208,12 @@ impl ImageDir {
 
     /// Whether there is a file of this kind and id.
     pub fn exists<T>(&self, kind: &ImageFile<T>, id: u64) -> Result<bool> {
-        self.open_if_there(&kind.name(id))
-            .map(|file| file.is_some())
+        self.open_if_there(&kind.name(id)).map(|file| file.is_some())
     }
 
     fn has_pagemaps(&self) -> Result<bool> {
-        let mut names = fs::read_dir(&self.path)
-            .map_err(Error::io(&self.path))?
-            .filter_map(|entry| entry.ok());
-        Ok(names.any(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(b"pagemap-")
-        }))
+        let mut names = fs::read_dir(&self.path).map_err(Error::io(&self.path))?.filter_map(|entry| entry.ok());
+        Ok(names.any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"pagemap-")))
     }
 
     /// Reads the only record of a file.
@@ -286,10 +221,9 @@ impl ImageDir {
         let mut records = self.read_all(kind, id)?;
         match (records.pop(), records.len()) {
             (Some(record), 0) => Ok(record),
-            (last, rest) => Err(Error::NotOne {
-                path: self.path.join(kind.name(id)),
-                found: rest + usize::from(last.is_some()),
-            }),
+            (last, rest) => {
+                Err(Error::NotOne { path: self.path.join(kind.name(id)), found: rest + usize::from(last.is_some()) })
+            }
         }
     }
 
@@ -314,11 +248,7 @@ impl ImageDir {
     }
 
     /// Begins to read a file whose records and bytes come in an order of their own.
-    pub fn records<T>(
-        &self,
-        kind: &ImageFile<T>,
-        id: u64,
-    ) -> Result<RecordReader<BufReader<File>>> {
+    pub fn records<T>(&self, kind: &ImageFile<T>, id: u64) -> Result<RecordReader<BufReader<File>>> {
         let name = kind.name(id);
         let path = self.path.join(&name);
         let file = self.file(&name)?;
@@ -368,18 +298,11 @@ fn start_records<T>(kind: &ImageFile<T>, path: PathBuf) -> Result<RecordWriter<B
 
 /// Memory of others ends up in these files: only the owner reads them.
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 pub(crate) fn sync(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io(path))
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }
 
 fn is_mount_point(path: &Path) -> io::Result<bool> {
@@ -409,16 +332,11 @@ fn is_vacant(path: &Path) -> io::Result<bool> {
 /// Opens the parent image that `link` leads to from the directory `from`.
 pub(crate) fn open_parent(from: &Path, link: &Path) -> Result<ImageDir> {
     if link.is_absolute() {
-        return Err(Error::ParentNotRelative {
-            path: link.to_owned(),
-        });
+        return Err(Error::ParentNotRelative { path: link.to_owned() });
     }
     let parent = ImageDir::open(&from.join(link))?;
     // A pre-dump whose pages went to a page server leaves lmrun.img alone.
-    if parent.exists(&format::INVENTORY, 0)?
-        || parent.exists(&format::LMRUN, 0)?
-        || parent.has_pagemaps()?
-    {
+    if parent.exists(&format::INVENTORY, 0)? || parent.exists(&format::LMRUN, 0)? || parent.has_pagemaps()? {
         return Ok(parent);
     }
     Err(Error::NotImages { path: parent.path })
@@ -432,11 +350,7 @@ fn remove_stale(around: &Path, prefix: &str) -> io::Result<()> {
     };
     for entry in entries {
         let entry = entry?;
-        if !entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(prefix.as_bytes())
-        {
+        if !entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
             continue;
         }
         match lock_dir(&entry.path()) {
@@ -456,8 +370,8 @@ fn make_locked(path: &Path) -> io::Result<Flock<File>> {
         match lock_dir(path) {
             Ok(lock) => {
                 // Another writer may have found it before it was locked, and removed it.
-                let same = fs::metadata(path)
-                    .is_ok_and(|meta| lock.metadata().is_ok_and(|ours| ours.ino() == meta.ino()));
+                let same =
+                    fs::metadata(path).is_ok_and(|meta| lock.metadata().is_ok_and(|ours| ours.ino() == meta.ino()));
                 if same {
                     return Ok(lock);
                 }

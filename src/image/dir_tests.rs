@@ -6,20 +6,11 @@ use crate::image::format::{INVENTORY, PIPES_DATA, PSTREE, STATS_DUMP};
 use crate::image::scratch::Scratch;
 
 fn process(pid: u32) -> PstreeEntry {
-    PstreeEntry {
-        pid,
-        ppid: pid - 1,
-        pgid: 1,
-        sid: 1,
-        threads: vec![pid],
-    }
+    PstreeEntry { pid, ppid: pid - 1, pgid: 1, sid: 1, threads: vec![pid] }
 }
 
 fn inventory() -> InventoryEntry {
-    InventoryEntry {
-        img_version: IMG_VERSION,
-        ..Default::default()
-    }
+    InventoryEntry { img_version: IMG_VERSION, ..Default::default() }
 }
 
 /// An image directory with nothing but an inventory.
@@ -30,10 +21,7 @@ fn minimal(path: &Path, parent: Option<&str>) {
 }
 
 fn names(path: &Path) -> Vec<String> {
-    let mut all: Vec<_> = fs::read_dir(path)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut all: Vec<_> = fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     all.sort();
     all
 }
@@ -45,19 +33,9 @@ fn what_is_written_is_read() {
     let writer = ImageWriter::create(&path, None).unwrap();
     writer.write(&PSTREE, 0, &[process(1), process(2)]).unwrap();
     writer.write(&INVENTORY, 0, &[inventory()]).unwrap();
-    let pipe = |pipe_id, text: &[u8]| {
-        (
-            PipeDataEntry {
-                pipe_id,
-                bytes: text.len() as u32,
-                size: Some(65536),
-            },
-            text.to_vec(),
-        )
-    };
-    writer
-        .write_payloads(&PIPES_DATA, 0, &[pipe(7, b"hello"), pipe(8, b"")])
-        .unwrap();
+    let pipe =
+        |pipe_id, text: &[u8]| (PipeDataEntry { pipe_id, bytes: text.len() as u32, size: Some(65536) }, text.to_vec());
+    writer.write_payloads(&PIPES_DATA, 0, &[pipe(7, b"hello"), pipe(8, b"")]).unwrap();
     writer.raw_file("descriptors.json", b"[]").unwrap();
     assert!(!path.exists());
     writer.commit().unwrap();
@@ -66,14 +44,8 @@ fn what_is_written_is_read() {
     let dir = ImageDir::open(&path).unwrap();
     assert_eq!(dir.read_all(&PSTREE, 0).unwrap(), [process(1), process(2)]);
     assert_eq!(dir.read_one(&INVENTORY, 0).unwrap(), inventory());
-    assert_eq!(
-        dir.read_payloads(&PIPES_DATA, 0).unwrap(),
-        [pipe(7, b"hello"), pipe(8, b"")]
-    );
-    assert!(matches!(
-        dir.read_one(&PSTREE, 0),
-        Err(Error::NotOne { found: 2, .. })
-    ));
+    assert_eq!(dir.read_payloads(&PIPES_DATA, 0).unwrap(), [pipe(7, b"hello"), pipe(8, b"")]);
+    assert!(matches!(dir.read_one(&PSTREE, 0), Err(Error::NotOne { found: 2, .. })));
     assert!(dir.exists(&PSTREE, 0).unwrap());
     assert!(!dir.exists(&format::CORE, 1).unwrap());
     assert!(dir.parent().unwrap().is_none());
@@ -83,22 +55,9 @@ fn what_is_written_is_read() {
 fn a_payload_of_another_length_is_refused() {
     let tmp = Scratch::new();
     let writer = ImageWriter::create(&tmp.path().join("image"), None).unwrap();
-    let entry = PipeDataEntry {
-        pipe_id: 1,
-        bytes: 4,
-        size: None,
-    };
-    let error = writer
-        .write_payloads(&PIPES_DATA, 0, &[(entry, vec![0; 3])])
-        .unwrap_err();
-    assert!(matches!(
-        error,
-        Error::Payload {
-            said: 4,
-            given: 3,
-            ..
-        }
-    ));
+    let entry = PipeDataEntry { pipe_id: 1, bytes: 4, size: None };
+    let error = writer.write_payloads(&PIPES_DATA, 0, &[(entry, vec![0; 3])]).unwrap_err();
+    assert!(matches!(error, Error::Payload { said: 4, given: 3, .. }));
 }
 
 #[test]
@@ -117,14 +76,8 @@ fn only_an_empty_directory_is_replaced() {
     let path = tmp.path().join("image");
     fs::create_dir(&path).unwrap();
     minimal(&path, None);
-    assert!(matches!(
-        ImageWriter::create(&path, None),
-        Err(Error::Occupied { .. })
-    ));
-    assert!(matches!(
-        ImageWriter::create(Path::new("/"), None),
-        Err(Error::Occupied { .. })
-    ));
+    assert!(matches!(ImageWriter::create(&path, None), Err(Error::Occupied { .. })));
+    assert!(matches!(ImageWriter::create(Path::new("/"), None), Err(Error::Occupied { .. })));
     assert_eq!(names(tmp.path()), ["image"]);
 }
 
@@ -152,10 +105,7 @@ fn a_parent_is_a_relative_link_to_images() {
     let one = two.parent().unwrap().unwrap();
     assert_eq!(one.read_one(&INVENTORY, 0).unwrap(), inventory());
     assert!(one.parent().unwrap().is_none());
-    assert_eq!(
-        fs::read_link(tmp.path().join("two/parent")).unwrap(),
-        Path::new("../one")
-    );
+    assert_eq!(fs::read_link(tmp.path().join("two/parent")).unwrap(), Path::new("../one"));
 
     // All that a pre-dump to a page server leaves at the source.
     let writer = ImageWriter::create(&tmp.path().join("ours"), None).unwrap();
@@ -169,14 +119,8 @@ fn a_parent_is_a_relative_link_to_images() {
     fs::create_dir(tmp.path().join("empty")).unwrap();
     let create = |link: &Path| ImageWriter::create(&three, Some(link)).err().unwrap();
     assert!(matches!(create(Path::new("../none")), Error::Io { .. }));
-    assert!(matches!(
-        create(Path::new("../empty")),
-        Error::NotImages { .. }
-    ));
-    assert!(matches!(
-        create(&tmp.path().join("one")),
-        Error::ParentNotRelative { .. }
-    ));
+    assert!(matches!(create(Path::new("../empty")), Error::NotImages { .. }));
+    assert!(matches!(create(&tmp.path().join("one")), Error::ParentNotRelative { .. }));
     assert_eq!(names(tmp.path()), ["empty", "one", "two"]);
 }
 
@@ -200,36 +144,19 @@ fn links_and_fifos_are_no_images() {
     nix::unistd::mkfifo(&path.join("cgroup.img"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let dir = ImageDir::open(&path).unwrap();
     assert!(matches!(dir.read_all(&PSTREE, 0), Err(Error::Io { .. })));
-    assert!(matches!(
-        dir.read_all(&format::CGROUP, 0),
-        Err(Error::NotAFile { .. })
-    ));
+    assert!(matches!(dir.read_all(&format::CGROUP, 0), Err(Error::NotAFile { .. })));
 }
 
 #[test]
 fn stats_have_a_family_of_their_own_and_replace_the_last_ones() {
     let tmp = Scratch::new();
     for pages_written in [1, 2] {
-        let dump = DumpStatsEntry {
-            pages_written,
-            ..Default::default()
-        };
-        write_stats(
-            tmp.path(),
-            &STATS_DUMP,
-            &StatsEntry {
-                dump: Some(dump),
-                restore: None,
-            },
-        )
-        .unwrap();
+        let dump = DumpStatsEntry { pages_written, ..Default::default() };
+        write_stats(tmp.path(), &STATS_DUMP, &StatsEntry { dump: Some(dump), restore: None }).unwrap();
     }
     assert_eq!(names(tmp.path()), ["stats-dump"]);
     let bytes = fs::read(tmp.path().join("stats-dump")).unwrap();
     assert_eq!(bytes[..8], [0x40, 0x59, 0x10, 0x55, 0x06, 0x33, 0x09, 0x57]);
-    let stats = ImageDir::open(tmp.path())
-        .unwrap()
-        .read_one(&STATS_DUMP, 0)
-        .unwrap();
+    let stats = ImageDir::open(tmp.path()).unwrap().read_one(&STATS_DUMP, 0).unwrap();
     assert_eq!(stats.dump.unwrap().pages_written, 2);
 }

@@ -13,9 +13,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-use super::records::{
-    cgroup, core, files, inventory, lmrun, mm, net, ns, sockets, stats, task, tty,
-};
+use super::records::{cgroup, core, files, inventory, lmrun, mm, net, ns, sockets, stats, task, tty};
 use super::{Error, Result};
 
 /// Family of nearly all images.
@@ -47,30 +45,17 @@ enum Number {
 impl<T> ImageFile<T> {
     /// The only file of its kind: `STEM.img`.
     const fn one(stem: &'static str, magic: u32) -> Self {
-        Self {
-            stem,
-            number: Number::None,
-            suffix: ".img",
-            family: Some(COMMON),
-            magic,
-            record: PhantomData,
-        }
+        Self { stem, number: Number::None, suffix: ".img", family: Some(COMMON), magic, record: PhantomData }
     }
 
     /// One file per task, namespace ...: `STEMid.img`.
     const fn many(stem: &'static str, magic: u32) -> Self {
-        Self {
-            number: Number::Decimal,
-            ..Self::one(stem, magic)
-        }
+        Self { number: Number::Decimal, ..Self::one(stem, magic) }
     }
 
     /// Like [`many`](Self::many) with the id in hexadecimal.
     const fn many_hex(stem: &'static str, magic: u32) -> Self {
-        Self {
-            number: Number::Hex,
-            ..Self::one(stem, magic)
-        }
+        Self { number: Number::Hex, ..Self::one(stem, magic) }
     }
 
     /// The file's name. Kinds of which there is only one take any id.
@@ -85,18 +70,12 @@ impl<T> ImageFile<T> {
 
     /// The magic numbers that the file starts with.
     pub(super) fn header(&self) -> Vec<u8> {
-        self.family
-            .into_iter()
-            .chain([self.magic])
-            .flat_map(u32::to_le_bytes)
-            .collect()
+        self.family.into_iter().chain([self.magic]).flat_map(u32::to_le_bytes).collect()
     }
 }
 
-pub const INVENTORY: ImageFile<inventory::InventoryEntry> = ImageFile {
-    family: None,
-    ..ImageFile::one("inventory", 0x5831_3116)
-};
+pub const INVENTORY: ImageFile<inventory::InventoryEntry> =
+    ImageFile { family: None, ..ImageFile::one("inventory", 0x5831_3116) };
 pub const PSTREE: ImageFile<inventory::PstreeEntry> = ImageFile::one("pstree", 0x5027_3030);
 pub const CPUINFO: ImageFile<inventory::CpuinfoEntry> = ImageFile::one("cpuinfo", 0x6140_4013);
 /// By tid.
@@ -108,8 +87,7 @@ pub const MM: ImageFile<mm::MmEntry> = ImageFile::many("mm-", 0x5749_2820);
 /// By pid. The first record is a [`mm::PagemapHead`].
 pub const PAGEMAP: ImageFile<mm::PagemapEntry> = ImageFile::many("pagemap-", 0x5608_4025);
 /// By shared memory id. The first record is a [`mm::PagemapHead`].
-pub const PAGEMAP_SHMEM: ImageFile<mm::PagemapEntry> =
-    ImageFile::many("pagemap-shmem-", 0x5608_4025);
+pub const PAGEMAP_SHMEM: ImageFile<mm::PagemapEntry> = ImageFile::many("pagemap-shmem-", 0x5608_4025);
 /// By pid.
 pub const FS: ImageFile<task::FsEntry> = ImageFile::many("fs-", 0x5140_3912);
 pub const SECCOMP: ImageFile<task::SeccompEntry> = ImageFile::one("seccomp", 0x6441_3049);
@@ -118,17 +96,14 @@ pub const FDINFO: ImageFile<files::FdinfoEntry> = ImageFile::many("fdinfo-", 0x5
 pub const FILES: ImageFile<files::FileEntry> = ImageFile::one("files", 0x5630_3138);
 pub const PIPES_DATA: ImageFile<files::PipeDataEntry> = ImageFile::one("pipes-data", 0x5645_3709);
 pub const FIFO_DATA: ImageFile<files::PipeDataEntry> = ImageFile::one("fifo-data", 0x5933_3054);
-pub const REMAP_FPATH: ImageFile<files::RemapFilePathEntry> =
-    ImageFile::one("remap-fpath", 0x5913_3954);
+pub const REMAP_FPATH: ImageFile<files::RemapFilePathEntry> = ImageFile::one("remap-fpath", 0x5913_3954);
 /// By ghost file id. The content follows the record, see [`files::GhostFileEntry`].
-pub const GHOST_FILE: ImageFile<files::GhostFileEntry> =
-    ImageFile::many_hex("ghost-file-", 0x5258_3605);
+pub const GHOST_FILE: ImageFile<files::GhostFileEntry> = ImageFile::many_hex("ghost-file-", 0x5258_3605);
 pub const MEMFD: ImageFile<files::MemfdInodeEntry> = ImageFile::one("memfd", 0x4845_3499);
 pub const FILELOCKS: ImageFile<files::FileLockEntry> = ImageFile::one("filelocks", 0x5432_3616);
 pub const SK_QUEUES: ImageFile<sockets::SkPacketEntry> = ImageFile::one("sk-queues", 0x5626_4026);
 /// By inode number.
-pub const TCP_STREAM: ImageFile<sockets::TcpStreamEntry> =
-    ImageFile::many_hex("tcp-stream-", 0x5146_5506);
+pub const TCP_STREAM: ImageFile<sockets::TcpStreamEntry> = ImageFile::many_hex("tcp-stream-", 0x5146_5506);
 pub const TTY_INFO: ImageFile<tty::TtyInfoEntry> = ImageFile::one("tty-info", 0x5945_3036);
 pub const TTY_DATA: ImageFile<tty::TtyDataEntry> = ImageFile::one("tty-data", 0x5941_3026);
 pub const CGROUP: ImageFile<cgroup::CgroupEntry> = ImageFile::one("cgroup", 0x5938_3330);
@@ -152,11 +127,7 @@ pub const STATS_DUMP: ImageFile<stats::StatsEntry> = stats_file("stats-dump");
 pub const STATS_RESTORE: ImageFile<stats::StatsEntry> = stats_file("stats-restore");
 
 const fn stats_file(stem: &'static str) -> ImageFile<stats::StatsEntry> {
-    ImageFile {
-        family: Some(SERVICE),
-        suffix: "",
-        ..ImageFile::one(stem, 0x5709_3306)
-    }
+    ImageFile { family: Some(SERVICE), suffix: "", ..ImageFile::one(stem, 0x5709_3306) }
 }
 
 /// Name of the raw file with the pages of the pagemap whose head says `pages_id`.
@@ -215,11 +186,7 @@ pub fn decode<T: Message + Default>(bytes: &[u8]) -> std::result::Result<T, Reco
     let record = T::decode(bytes)?;
     // Optional fields know whether they were there, so encoding gives back what was read,
     // unless something was not understood.
-    if record.encoded_len() == bytes.len() {
-        Ok(record)
-    } else {
-        Err(difference(bytes, &record.encode_to_vec()))
-    }
+    if record.encoded_len() == bytes.len() { Ok(record) } else { Err(difference(bytes, &record.encode_to_vec())) }
 }
 
 /// Names the first field in which a message differs from its decoded and encoded self.
@@ -247,13 +214,8 @@ fn first_difference(
         }
     }
     // The same fields: the difference is inside one of them.
-    let inner = read
-        .iter()
-        .zip(&written)
-        .find(|(r, w)| r.0 == w.0 && r.1.len() != w.1.len());
-    inner.map_or(Ok(None), |(r, w)| {
-        first_difference(r.1, w.1, &format!("{outer}{}.", r.0))
-    })
+    let inner = read.iter().zip(&written).find(|(r, w)| r.0 == w.0 && r.1.len() != w.1.len());
+    inner.map_or(Ok(None), |(r, w)| first_difference(r.1, w.1, &format!("{outer}{}.", r.0)))
 }
 
 /// The fields of a message: number and, where it is length-delimited, content.
@@ -265,10 +227,7 @@ fn split(mut bytes: &[u8]) -> std::result::Result<Vec<(u32, &[u8])>, prost::Deco
         if wire == WireType::LengthDelimited {
             let mut peek = bytes;
             let len = decode_varint(&mut peek)?;
-            content = usize::try_from(len)
-                .ok()
-                .and_then(|len| peek.get(..len))
-                .unwrap_or_default();
+            content = usize::try_from(len).ok().and_then(|len| peek.get(..len)).unwrap_or_default();
         }
         skip_field(wire, tag, &mut bytes, DecodeContext::default())?;
         fields.push((tag, content));
@@ -286,11 +245,7 @@ pub struct RecordWriter<W: Write> {
 impl<W: Write> RecordWriter<W> {
     /// Starts a file of this kind in `out`; `path` is for messages.
     pub fn new<T>(kind: &ImageFile<T>, out: W, path: PathBuf) -> Result<Self> {
-        let mut writer = Self {
-            path,
-            out,
-            buf: Vec::new(),
-        };
+        let mut writer = Self { path, out, buf: Vec::new() };
         writer.raw(&kind.header())?;
         Ok(writer)
     }
@@ -300,9 +255,7 @@ impl<W: Write> RecordWriter<W> {
     /// # Errors
     /// [`Error::TooLong`] for what no reader would take.
     pub fn record<T: Message>(&mut self, record: &T) -> Result<()> {
-        let len = u32::try_from(record.encoded_len())
-            .ok()
-            .filter(|len| *len <= MAX_RECORD);
+        let len = u32::try_from(record.encoded_len()).ok().filter(|len| *len <= MAX_RECORD);
         let len = len.ok_or_else(|| Error::TooLong {
             path: self.path.clone(),
             offset: 0,
@@ -341,20 +294,11 @@ pub struct RecordReader<R> {
 impl<R: Read> RecordReader<R> {
     /// Starts reading `input`, which has `len` bytes, and checks that it is of this kind.
     pub fn new<T>(kind: &ImageFile<T>, input: R, len: u64, path: PathBuf) -> Result<Self> {
-        let mut reader = Self {
-            path,
-            input,
-            offset: 0,
-            left: len,
-        };
+        let mut reader = Self { path, input, offset: 0, left: len };
         for expected in kind.family.into_iter().chain([kind.magic]) {
             let found = reader.u32()?;
             if found != expected {
-                return Err(Error::Magic {
-                    path: reader.path,
-                    found,
-                    expected,
-                });
+                return Err(Error::Magic { path: reader.path, found, expected });
             }
         }
         Ok(reader)
@@ -368,21 +312,12 @@ impl<R: Read> RecordReader<R> {
         let offset = self.offset;
         let len = self.u32()?;
         if len > MAX_RECORD {
-            return Err(Error::TooLong {
-                path: self.path.clone(),
-                offset,
-                bytes: len.into(),
-            });
+            return Err(Error::TooLong { path: self.path.clone(), offset, bytes: len.into() });
         }
         let bytes = self.raw(len.into())?;
         let record = decode(&bytes).map_err(|source| {
             let kind = type_name::<T>().rsplit("::").next().unwrap_or_default();
-            Error::Record {
-                path: self.path.clone(),
-                offset,
-                kind,
-                source,
-            }
+            Error::Record { path: self.path.clone(), offset, kind, source }
         })?;
         Ok(Some(record))
     }
@@ -399,8 +334,7 @@ impl<R: Read> RecordReader<R> {
         if len > self.left {
             return Err(self.truncated(len));
         }
-        let copied = std::io::copy(&mut self.input.by_ref().take(len), out)
-            .map_err(Error::io(&self.path))?;
+        let copied = std::io::copy(&mut self.input.by_ref().take(len), out).map_err(Error::io(&self.path))?;
         if copied < len {
             self.left = copied;
             return Err(self.truncated(len));
@@ -426,12 +360,7 @@ impl<R: Read> RecordReader<R> {
     }
 
     fn truncated(&self, wanted: u64) -> Error {
-        Error::Truncated {
-            path: self.path.clone(),
-            offset: self.offset,
-            wanted,
-            left: self.left,
-        }
+        Error::Truncated { path: self.path.clone(), offset: self.offset, wanted, left: self.left }
     }
 }
 

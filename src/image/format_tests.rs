@@ -17,33 +17,15 @@ fn read<T: Message + Default>(kind: &ImageFile<T>, bytes: &[u8]) -> Result<Vec<T
 fn core() -> CoreEntry {
     CoreEntry {
         mtype: 1,
-        thread_info: Some(ThreadInfoX86 {
-            clear_tid_addr: u64::MAX,
-            ..Default::default()
-        }),
+        thread_info: Some(ThreadInfoX86 { clear_tid_addr: u64::MAX, ..Default::default() }),
         tc: Some(TaskCoreEntry {
             comm: b"\xff not utf-8".to_vec(),
-            sigactions: vec![
-                SaEntry {
-                    sigaction: 1,
-                    ..Default::default()
-                };
-                62
-            ],
-            timers: Some(TaskTimersEntry {
-                prof: ItimerEntry {
-                    isec: 3,
-                    ..Default::default()
-                },
-                ..Default::default()
-            }),
+            sigactions: vec![SaEntry { sigaction: 1, ..Default::default() }; 62],
+            timers: Some(TaskTimersEntry { prof: ItimerEntry { isec: 3, ..Default::default() }, ..Default::default() }),
             oom_score_adj: Some(-1000),
             ..Default::default()
         }),
-        thread_core: Some(ThreadCoreEntry {
-            sched_nice: Some(-20),
-            ..Default::default()
-        }),
+        thread_core: Some(ThreadCoreEntry { sched_nice: Some(-20), ..Default::default() }),
         ..Default::default()
     }
 }
@@ -70,14 +52,7 @@ fn names_follow_the_kind() {
 
 #[test]
 fn the_bytes_are_those_of_the_format() {
-    let bytes = write(
-        &FS,
-        &[FsEntry {
-            cwd_id: 1,
-            root_id: 300,
-            umask: Some(0o22),
-        }],
-    );
+    let bytes = write(&FS, &[FsEntry { cwd_id: 1, root_id: 300, umask: Some(0o22) }]);
     let expected = [
         &[0x19, 0x43, 0x56, 0x54][..], // images
         &[0x12, 0x39, 0x40, 0x51],     // fs
@@ -88,13 +63,7 @@ fn the_bytes_are_those_of_the_format() {
     // Repeated scalars one by one; the inventory without the family.
     let head = write(&INVENTORY, &[]);
     assert_eq!(head, 0x5831_3116u32.to_le_bytes());
-    let pstree = write(
-        &PSTREE,
-        &[inventory::PstreeEntry {
-            threads: vec![1, 2],
-            ..Default::default()
-        }],
-    );
+    let pstree = write(&PSTREE, &[inventory::PstreeEntry { threads: vec![1, 2], ..Default::default() }]);
     assert_eq!(pstree[pstree.len() - 4..], [0x28, 1, 0x28, 2]);
 }
 
@@ -107,39 +76,18 @@ fn records_come_back() {
 #[test]
 fn another_kind_is_refused() {
     let bytes = write(&FS, &[]);
-    assert!(matches!(
-        read(&CORE, &bytes),
-        Err(Error::Magic {
-            found: 0x5140_3912,
-            expected: 0x5505_3847,
-            ..
-        })
-    ));
+    assert!(matches!(read(&CORE, &bytes), Err(Error::Magic { found: 0x5140_3912, expected: 0x5505_3847, .. })));
     assert!(matches!(read(&INVENTORY, &bytes), Err(Error::Magic { .. })));
 }
 
 #[test]
 fn every_truncation_is_noticed_and_says_where() {
-    let bytes = write(
-        &FS,
-        &[
-            FsEntry::default(),
-            FsEntry {
-                umask: Some(2),
-                ..Default::default()
-            },
-        ],
-    );
+    let bytes = write(&FS, &[FsEntry::default(), FsEntry { umask: Some(2), ..Default::default() }]);
     let whole = [8, 8 + 4 + 4, bytes.len()];
     for cut in 0..bytes.len() {
         match read(&FS, &bytes[..cut]) {
             Ok(_) => assert!(whole.contains(&cut), "{cut}"),
-            Err(Error::Truncated {
-                offset,
-                wanted,
-                left,
-                ..
-            }) => {
+            Err(Error::Truncated { offset, wanted, left, .. }) => {
                 assert!(offset + left == cut as u64 && wanted > left);
             }
             Err(e) => panic!("{cut}: {e}"),
@@ -151,29 +99,18 @@ fn every_truncation_is_noticed_and_says_where() {
 fn a_length_is_not_believed() {
     let mut bytes = write(&FS, &[]);
     bytes.extend(u32::MAX.to_le_bytes());
-    assert!(matches!(
-        read(&FS, &bytes),
-        Err(Error::TooLong { offset: 8, .. })
-    ));
+    assert!(matches!(read(&FS, &bytes), Err(Error::TooLong { offset: 8, .. })));
 }
 
 #[test]
 fn unknown_and_missing_fields_are_refused_by_number() {
     // A pagemap of a later version with a field of its own.
-    let mut bytes = PagemapEntry {
-        vaddr: 4096,
-        compat_nr_pages: 1,
-        ..Default::default()
-    }
-    .encode_to_vec();
+    let mut bytes = PagemapEntry { vaddr: 4096, compat_nr_pages: 1, ..Default::default() }.encode_to_vec();
     assert!(decode::<PagemapEntry>(&bytes).is_ok());
     bytes.extend([0x30, 1]);
     let error = decode::<PagemapEntry>(&bytes).unwrap_err();
     assert_eq!(error.to_string(), "unknown field 6");
-    assert_eq!(
-        decode::<PagemapHead>(&[]).unwrap_err().to_string(),
-        "required field 1 is missing"
-    );
+    assert_eq!(decode::<PagemapHead>(&[]).unwrap_err().to_string(), "required field 1 is missing");
 
     // Inside a message: field 30 in field 3 (tc).
     let mut inner = core().tc.unwrap().encode_to_vec();
@@ -181,10 +118,7 @@ fn unknown_and_missing_fields_are_refused_by_number() {
     let mut bytes = vec![0x08, 1, 0x1a];
     prost::encoding::encode_varint(inner.len() as u64, &mut bytes);
     bytes.extend(inner);
-    assert_eq!(
-        decode::<CoreEntry>(&bytes).unwrap_err().to_string(),
-        "unknown field 3.30"
-    );
+    assert_eq!(decode::<CoreEntry>(&bytes).unwrap_err().to_string(), "unknown field 3.30");
 }
 
 #[test]
@@ -200,11 +134,7 @@ fn no_input_makes_a_decoder_panic() {
         bytes.truncate(next() as usize % (bytes.len() + 1));
         let _ = decode::<CoreEntry>(&bytes);
         let junk: Vec<u8> = (0..next() % 64).map(|_| next() as u8).collect();
-        let _ = (
-            decode::<files::FileEntry>(&junk),
-            decode::<mm::MmEntry>(&junk),
-            decode::<cgroup::CgroupEntry>(&junk),
-        );
+        let _ = (decode::<files::FileEntry>(&junk), decode::<mm::MmEntry>(&junk), decode::<cgroup::CgroupEntry>(&junk));
         let _ = read(&CORE, &[CORE.header(), junk].concat());
     }
 }

@@ -40,20 +40,12 @@ pub fn page_extents(images: &ImageDir, of: PagesOf) -> Result<Vec<Extent>> {
     let (kind, id) = pagemap_of(of);
     let mut extents: Vec<Extent> = Vec::new();
     let layer = Layer::read(images, of)?;
-    let all: Vec<_> = layer
-        .runs
-        .iter()
-        .map(|run| (run.vaddr, run.end()))
-        .collect();
+    let all: Vec<_> = layer.runs.iter().map(|run| (run.vaddr, run.end())).collect();
     let mut wanted = layer.satisfy(&all, &mut extents)?;
     let mut child: Option<ImageDir> = None;
     while let Some(&(vaddr, _)) = wanted.first() {
         let dir = child.as_ref().unwrap_or(images);
-        let missing = || Error::NotInParent {
-            path: dir.path().join(kind.name(id)),
-            of,
-            vaddr,
-        };
+        let missing = || Error::NotInParent { path: dir.path().join(kind.name(id)), of, vaddr };
         let parent = dir.parent()?.ok_or_else(missing)?;
         if !parent.exists(kind, id)? {
             return Err(missing());
@@ -102,27 +94,18 @@ impl Layer {
         let (kind, id) = pagemap_of(of);
         let mut records = images.records(kind, id)?;
         let path = records.path().to_owned();
-        let bad = |vaddr, what| Error::Pagemap {
-            path: path.clone(),
-            vaddr,
-            what,
-        };
+        let bad = |vaddr, what| Error::Pagemap { path: path.clone(), vaddr, what };
         let head: PagemapHead = records.record()?.ok_or_else(|| bad(0, "has no head"))?;
         let name = pages_name(head.pages_id);
         let file = images.file(&name)?;
-        let size = file
-            .metadata()
-            .map_err(Error::io(&images.path().join(&name)))?
-            .len();
+        let size = file.metadata().map_err(Error::io(&images.path().join(&name)))?.len();
 
         let mut runs: Vec<Run> = Vec::new();
         let mut offset = 0u64;
         while let Some(entry) = records.record::<PagemapEntry>()? {
             let vaddr = entry.vaddr;
             let pages = entry.nr_pages.unwrap_or(entry.compat_nr_pages.into());
-            let bytes = pages
-                .checked_mul(PAGE_SIZE)
-                .ok_or_else(|| bad(vaddr, "has too many pages"))?;
+            let bytes = pages.checked_mul(PAGE_SIZE).ok_or_else(|| bad(vaddr, "has too many pages"))?;
             if vaddr.checked_add(bytes).is_none() {
                 return Err(bad(vaddr, "ends past the last address"));
             }
@@ -130,11 +113,7 @@ impl Layer {
                 return Err(bad(vaddr, "is empty or not aligned"));
             }
             let present = is_present(&entry).map_err(|what| bad(vaddr, what))?;
-            runs.push(Run {
-                vaddr,
-                pages,
-                offset: present.then_some(offset),
-            });
+            runs.push(Run { vaddr, pages, offset: present.then_some(offset) });
             if present {
                 offset = offset
                     .checked_add(bytes)
@@ -147,12 +126,7 @@ impl Layer {
         if let Some(pair) = runs.windows(2).find(|pair| pair[0].end() > pair[1].vaddr) {
             return Err(bad(pair[1].vaddr, "overlaps another"));
         }
-        Ok(Self {
-            path,
-            of,
-            file: Arc::new(file),
-            runs,
-        })
+        Ok(Self { path, of, file: Arc::new(file), runs })
     }
 
     /// Takes from this layer what is wanted; returns what its parent has to have.
@@ -178,11 +152,7 @@ impl Layer {
                 at = until;
             }
             if at < end {
-                return Err(Error::NotInParent {
-                    path: self.path.clone(),
-                    of: self.of,
-                    vaddr: at,
-                });
+                return Err(Error::NotInParent { path: self.path.clone(), of: self.of, vaddr: at });
             }
         }
         Ok(inherited)
@@ -191,17 +161,12 @@ impl Layer {
 
 /// Whether the bytes of a run are in this image (or in its parent).
 fn is_present(entry: &PagemapEntry) -> std::result::Result<bool, &'static str> {
-    match entry
-        .flags
-        .map(|flags| (flags & !pe::ALL, flags & (pe::PARENT | pe::PRESENT)))
-    {
+    match entry.flags.map(|flags| (flags & !pe::ALL, flags & (pe::PARENT | pe::PRESENT))) {
         // Before there were flags.
         None => Ok(!entry.in_parent.unwrap_or(false)),
         Some((0, pe::PARENT)) => Ok(false),
         Some((0, pe::PRESENT)) => Ok(true),
-        Some((0, 0)) => {
-            Err("has its pages in neither this image nor its parent (left for lazy migration?)")
-        }
+        Some((0, 0)) => Err("has its pages in neither this image nor its parent (left for lazy migration?)"),
         Some((0, _)) => Err("has its pages in this image and its parent"),
         Some(_) => Err("has flags that this version does not know"),
     }

@@ -32,10 +32,7 @@ pub struct LocalPages<'a> {
 
 impl<'a> LocalPages<'a> {
     pub fn new(images: &'a ImageWriter) -> Self {
-        Self {
-            images,
-            next_pages_id: 1,
-        }
+        Self { images, next_pages_id: 1 }
     }
 }
 
@@ -53,11 +50,7 @@ impl PageSink for LocalPages<'_> {
         let mut pagemap = self.images.records(kind, id)?;
         pagemap.record(&PagemapHead { pages_id })?;
         for run in runs {
-            let flags = if run.in_parent {
-                pe::PARENT
-            } else {
-                pe::PRESENT
-            };
+            let flags = if run.in_parent { pe::PARENT } else { pe::PRESENT };
             pagemap.record(&pagemap_entry(run.vaddr, run.pages, flags))?;
         }
         pagemap.finish()?;
@@ -113,26 +106,13 @@ impl Layout {
     /// # Errors
     /// [`Error::Runs`] where runs are empty, not aligned, not ascending or overlap.
     pub fn new(of: PagesOf, runs: &[PageRun]) -> Result<Self> {
-        let mut layout = Self {
-            of,
-            starts: Vec::with_capacity(runs.len()),
-            bytes: 0,
-            in_parent: 0,
-        };
+        let mut layout = Self { of, starts: Vec::with_capacity(runs.len()), bytes: 0, in_parent: 0 };
         let mut free = 0;
         for run in runs {
-            let end = run
-                .pages
-                .checked_mul(PAGE_SIZE)
-                .and_then(|bytes| run.vaddr.checked_add(bytes));
+            let end = run.pages.checked_mul(PAGE_SIZE).and_then(|bytes| run.vaddr.checked_add(bytes));
             free = end
-                .filter(|_| {
-                    run.pages > 0 && run.vaddr >= free && run.vaddr.is_multiple_of(PAGE_SIZE)
-                })
-                .ok_or(Error::Runs {
-                    of,
-                    vaddr: run.vaddr,
-                })?;
+                .filter(|_| run.pages > 0 && run.vaddr >= free && run.vaddr.is_multiple_of(PAGE_SIZE))
+                .ok_or(Error::Runs { of, vaddr: run.vaddr })?;
             if run.in_parent {
                 layout.in_parent += run.pages;
             } else {
@@ -144,10 +124,7 @@ impl Layout {
     }
 
     pub fn written(&self) -> Written {
-        Written {
-            pages: self.bytes / PAGE_SIZE,
-            in_parent: self.in_parent,
-        }
+        Written { pages: self.bytes / PAGE_SIZE, in_parent: self.in_parent }
     }
 
     /// Reads what lies at `offset` until `buf` is full.
@@ -160,12 +137,11 @@ impl Layout {
             let skip = offset + done as u64 - start;
             let len = (buf.len() - done).min((end - start - skip) as usize);
             let vaddr = vaddr + skip;
-            from.read(vaddr, &mut buf[done..done + len])
-                .map_err(|source| Error::Memory {
-                    of: self.of,
-                    vaddr,
-                    source,
-                })?;
+            from.read(vaddr, &mut buf[done..done + len]).map_err(|source| Error::Memory {
+                of: self.of,
+                vaddr,
+                source,
+            })?;
             done += len;
             at += 1;
         }
@@ -195,16 +171,11 @@ fn copy(layout: &Layout, from: &dyn PageReader, file: &File, path: &Path) -> Res
         }
     };
     let cpus = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = cpus
-        .min(MAX_THREADS)
-        .min((layout.bytes / WORTH_A_THREAD) as usize + 1);
+    let threads = cpus.min(MAX_THREADS).min((layout.bytes / WORTH_A_THREAD) as usize + 1);
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(carry)).collect();
         let mine = carry();
-        others
-            .into_iter()
-            .map(|other| other.join().expect("carrying pages does not panic"))
-            .fold(mine, Result::and)
+        others.into_iter().map(|other| other.join().expect("carrying pages does not panic")).fold(mine, Result::and)
     })
 }
 

@@ -59,12 +59,7 @@ pub trait PageSink {
     fn has_parent(&mut self, of: PagesOf) -> crate::image::Result<bool>;
 
     /// Takes all runs of one target, in ascending order and without overlap; called once per target.
-    fn write(
-        &mut self,
-        of: PagesOf,
-        runs: &[PageRun],
-        from: &dyn PageReader,
-    ) -> crate::image::Result<Written>;
+    fn write(&mut self, of: PagesOf, runs: &[PageRun], from: &dyn PageReader) -> crate::image::Result<Written>;
 
     /// All targets are written: make them durable (or have the peer confirm that it did).
     fn finish(&mut self) -> crate::image::Result<()>;

@@ -131,13 +131,7 @@ pub fn socket_kind(fd: impl AsFd) -> Option<(c_int, c_int, c_int)> {
         let mut len = size_of::<c_int>() as libc::socklen_t;
         // SAFETY: `value` and `len` live across the call and agree.
         let r = unsafe {
-            libc::getsockopt(
-                fd.as_fd().as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw mut value).cast(),
-                &raw mut len,
-            )
+            libc::getsockopt(fd.as_fd().as_raw_fd(), libc::SOL_SOCKET, option, (&raw mut value).cast(), &raw mut len)
         };
         (r == 0).then_some(value)
     };

@@ -14,8 +14,7 @@ pub fn child(work: impl FnOnce() -> i32) -> io::Result<Pid> {
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
-            let status =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
+            let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
             // SAFETY: _exit(2) does not return.
             unsafe { libc::_exit(status) }
         }

@@ -22,10 +22,7 @@ pub struct Memory {
 impl Memory {
     /// Opens the memory that `pid` has *now*: after its next execve(2) the value refers to the old one.
     pub fn open(pid: pid_t) -> io::Result<Memory> {
-        let mem = File::options()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/{pid}/mem"))?;
+        let mem = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
         Ok(Memory { pid, mem })
     }
 
@@ -49,21 +46,11 @@ impl Memory {
 
     /// Writes where the task itself may write.
     pub fn write(&self, addr: u64, buf: &[u8]) -> io::Result<()> {
-        let local = libc::iovec {
-            iov_base: buf.as_ptr().cast_mut().cast(),
-            iov_len: buf.len(),
-        };
-        let remote = libc::iovec {
-            iov_base: addr as *mut _,
-            iov_len: buf.len(),
-        };
+        let local = libc::iovec { iov_base: buf.as_ptr().cast_mut().cast(), iov_len: buf.len() };
+        let remote = libc::iovec { iov_base: addr as *mut _, iov_len: buf.len() };
         // SAFETY: `local` describes `buf`, which the call only reads; `remote` is checked by the kernel.
         let n = unsafe { libc::process_vm_writev(self.pid, &local, 1, &remote, 1, 0) };
-        if n == buf.len() as isize {
-            Ok(())
-        } else {
-            self.force_write(addr, buf)
-        }
+        if n == buf.len() as isize { Ok(()) } else { self.force_write(addr, buf) }
     }
 
     /// Writes whatever the protection is. A page of a private mapping is copied first, as by a write of the task.

@@ -6,9 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::c_int;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use super::sockopt;
 
@@ -40,25 +38,16 @@ pub struct Batch {
 
 impl Batch {
     /// Appends a request: `header` is the fixed part of its family, `attributes` writes the rest.
-    pub fn request(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        header: &[u8],
-        attributes: impl FnOnce(&mut Attributes<'_>),
-    ) {
+    pub fn request(&mut self, kind: u16, flags: u16, header: &[u8], attributes: impl FnOnce(&mut Attributes<'_>)) {
         let start = self.bytes.len();
         self.requests += 1;
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes
-            .extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         self.bytes.extend_from_slice(&self.requests.to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(header);
-        attributes(&mut Attributes {
-            bytes: &mut self.bytes,
-        });
+        attributes(&mut Attributes { bytes: &mut self.bytes });
         let len = (self.bytes.len() - start) as u32;
         self.bytes[start..start + 4].copy_from_slice(&len.to_ne_bytes());
     }
@@ -95,8 +84,7 @@ impl Attributes<'_> {
         let start = self.bytes.len();
         self.put(kind | NLA_F_NESTED, &[]);
         inner(&mut Attributes { bytes: self.bytes });
-        let len =
-            u16::try_from(self.bytes.len() - start).expect("an attribute is shorter than 64 KiB");
+        let len = u16::try_from(self.bytes.len() - start).expect("an attribute is shorter than 64 KiB");
         self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
     }
 }
@@ -128,12 +116,7 @@ impl NetlinkSocket {
     }
 
     fn open(protocol: SockProtocol) -> io::Result<Self> {
-        Ok(Self(socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            protocol,
-        )?))
+        Ok(Self(socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?))
     }
 
     /// Asks for all objects of a kind; `header` is the fixed part of the request. Returns what each message of the
@@ -165,12 +148,7 @@ impl NetlinkSocket {
         let room = sockopt::get_int(self.0.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF)? as usize;
         if batch.bytes.len() > room / 2 {
             let wanted = (batch.bytes.len() * 2) as c_int;
-            sockopt::set_int(
-                self.0.as_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_SNDBUFFORCE,
-                wanted,
-            )?;
+            sockopt::set_int(self.0.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, wanted)?;
         }
         send(self.0.as_raw_fd(), &batch.bytes, MsgFlags::empty())?;
         let mut outcome = Err(io::Error::from(io::ErrorKind::InvalidData));
@@ -187,11 +165,7 @@ impl NetlinkSocket {
                     continue;
                 }
                 failed = error != 0;
-                outcome = if failed {
-                    Err(io::Error::from_raw_os_error(-error))
-                } else {
-                    Ok(())
-                };
+                outcome = if failed { Err(io::Error::from_raw_os_error(-error)) } else { Ok(()) };
             }
         }
     }
@@ -217,9 +191,7 @@ fn error(payload: &[u8]) -> Option<c_int> {
 
 /// The error numbers of the acknowledgements in a datagram from the kernel.
 fn answers(datagram: &[u8]) -> Vec<c_int> {
-    let acknowledgements = messages(datagram)
-        .into_iter()
-        .filter(|(kind, _)| *kind == NLMSG_ERROR);
+    let acknowledgements = messages(datagram).into_iter().filter(|(kind, _)| *kind == NLMSG_ERROR);
     acknowledgements.filter_map(|(_, p)| error(p)).collect()
 }
 
@@ -247,19 +219,9 @@ mod tests {
             a.nest(1, |a| a.put_name(2, "ab"));
             a.put_be32(3, 7);
         });
-        let header = [
-            &36u32.to_ne_bytes()[..],
-            &0x10u16.to_ne_bytes(),
-            &5u16.to_ne_bytes(),
-            &1u32.to_ne_bytes(),
-        ];
+        let header = [&36u32.to_ne_bytes()[..], &0x10u16.to_ne_bytes(), &5u16.to_ne_bytes(), &1u32.to_ne_bytes()];
         assert_eq!(batch.bytes[..12], header.concat());
-        let nested = [
-            &12u16.to_ne_bytes()[..],
-            &0x8001u16.to_ne_bytes(),
-            &7u16.to_ne_bytes(),
-            &2u16.to_ne_bytes(),
-        ];
+        let nested = [&12u16.to_ne_bytes()[..], &0x8001u16.to_ne_bytes(), &7u16.to_ne_bytes(), &2u16.to_ne_bytes()];
         assert_eq!(batch.bytes[16..24], nested.concat());
         assert_eq!(batch.bytes[24..28], *b"ab\0\0");
         assert_eq!(batch.bytes[32..36], [0, 0, 0, 7]);

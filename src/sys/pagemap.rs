@@ -140,8 +140,9 @@ mod tests {
             let bytes = NonZero::new(regions * 2 * PAGE).unwrap();
             // SAFETY: a new mapping; only its own pages are written, and it is unmapped at the end.
             let (start, found) = unsafe {
-                let map = mmap_anonymous(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
-                    .unwrap();
+                let map =
+                    mmap_anonymous(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE)
+                        .unwrap();
                 libc::madvise(map.as_ptr(), bytes.get(), libc::MADV_NOHUGEPAGE);
                 (0..regions).for_each(|i| map.cast::<u8>().byte_add(i * 2 * PAGE).write_volatile(1));
                 let start = map.as_ptr() as u64;

@@ -16,11 +16,7 @@ impl PidFd {
         // SAFETY: no pointers; the result is a new descriptor that nobody else owns.
         unsafe {
             let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0);
-            if fd < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(PidFd(OwnedFd::from_raw_fd(fd as c_int)))
-            }
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(PidFd(OwnedFd::from_raw_fd(fd as c_int))) }
         }
     }
 
@@ -29,38 +25,19 @@ impl PidFd {
         // SAFETY: as above.
         unsafe {
             let fd = libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), fd, 0);
-            if fd < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(OwnedFd::from_raw_fd(fd as c_int))
-            }
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as c_int)) }
         }
     }
 
     pub fn kill(&self, signal: c_int) -> io::Result<()> {
         // SAFETY: no pointers but a null siginfo.
-        let r = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.0.as_raw_fd(),
-                signal,
-                0,
-                0,
-            )
-        };
-        if r < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        let r = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, 0, 0) };
+        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Waits until the process has ended; false when `timeout` passed first.
     pub fn wait_end(&self, timeout: Duration) -> io::Result<bool> {
-        let mut p = [nix::poll::PollFd::new(
-            self.0.as_fd(),
-            nix::poll::PollFlags::POLLIN,
-        )];
+        let mut p = [nix::poll::PollFd::new(self.0.as_fd(), nix::poll::PollFlags::POLLIN)];
         let ms = nix::poll::PollTimeout::try_from(timeout).unwrap_or(nix::poll::PollTimeout::MAX);
         Ok(nix::poll::poll(&mut p, ms)? > 0)
     }
@@ -94,9 +71,5 @@ pub fn same_file(a: (pid_t, c_int), b: (pid_t, c_int)) -> io::Result<bool> {
 fn kcmp(a: pid_t, b: pid_t, what: c_int, x: u64, y: u64) -> io::Result<bool> {
     // SAFETY: only numbers.
     let r = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what, x, y) };
-    if r < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(r == 0)
-    }
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r == 0) }
 }

@@ -39,11 +39,7 @@ fn request(req: c_uint, tid: pid_t, addr: usize, data: usize) -> io::Result<c_lo
     // SAFETY: every caller below passes, for the request it names, an `addr`/`data` pair that is either
     // a plain number or the address of a live object of the size the request expects.
     let r = unsafe { libc::ptrace(req as _, tid, addr, data) };
-    if r < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(r)
-    }
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
 }
 
 /// Attaches without stopping the task.
@@ -89,19 +85,13 @@ pub fn zeroed_regs() -> Regs {
 
 pub fn regs(tid: pid_t) -> io::Result<Regs> {
     let mut r = zeroed_regs();
-    let mut iov = libc::iovec {
-        iov_base: (&raw mut r).cast(),
-        iov_len: size_of::<Regs>(),
-    };
+    let mut iov = libc::iovec { iov_base: (&raw mut r).cast(), iov_len: size_of::<Regs>() };
     request(GETREGSET, tid, NT_PRSTATUS, &raw mut iov as usize)?;
     Ok(r)
 }
 
 pub fn set_regs(tid: pid_t, r: &Regs) -> io::Result<()> {
-    let mut iov = libc::iovec {
-        iov_base: (&raw const *r).cast_mut().cast(),
-        iov_len: size_of::<Regs>(),
-    };
+    let mut iov = libc::iovec { iov_base: (&raw const *r).cast_mut().cast(), iov_len: size_of::<Regs>() };
     request(SETREGSET, tid, NT_PRSTATUS, &raw mut iov as usize).map(drop)
 }
 
@@ -110,10 +100,7 @@ pub fn xstate(tid: pid_t) -> io::Result<Vec<u8>> {
     let mut size = 16 * 1024;
     loop {
         let mut buf = vec![0u8; size];
-        let mut iov = libc::iovec {
-            iov_base: buf.as_mut_ptr().cast(),
-            iov_len: buf.len(),
-        };
+        let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         request(GETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize)?;
         if iov.iov_len < size {
             buf.truncate(iov.iov_len);
@@ -124,10 +111,7 @@ pub fn xstate(tid: pid_t) -> io::Result<Vec<u8>> {
 }
 
 pub fn set_xstate(tid: pid_t, area: &[u8]) -> io::Result<()> {
-    let mut iov = libc::iovec {
-        iov_base: area.as_ptr().cast_mut().cast(),
-        iov_len: area.len(),
-    };
+    let mut iov = libc::iovec { iov_base: area.as_ptr().cast_mut().cast(), iov_len: area.len() };
     request(SETREGSET, tid, NT_X86_XSTATE, &raw mut iov as usize).map(drop)
 }
 
@@ -156,18 +140,9 @@ pub fn pending_signals(tid: pid_t, shared: bool) -> io::Result<Vec<[u8; SIGINFO_
     const BATCH: usize = 32;
     let mut all = Vec::new();
     loop {
-        let args = Args {
-            off: all.len() as u64,
-            flags: shared as u32,
-            nr: BATCH as i32,
-        };
+        let args = Args { off: all.len() as u64, flags: shared as u32, nr: BATCH as i32 };
         let mut buf = [[0u8; SIGINFO_SIZE]; BATCH];
-        let n = request(
-            PEEKSIGINFO,
-            tid,
-            &raw const args as usize,
-            &raw mut buf as usize,
-        )? as usize;
+        let n = request(PEEKSIGINFO, tid, &raw const args as usize, &raw mut buf as usize)? as usize;
         all.extend_from_slice(&buf[..n]);
         if n < BATCH {
             return Ok(all);
@@ -189,12 +164,7 @@ const _: () = assert!(size_of::<Rseq>() == 24);
 
 pub fn rseq(tid: pid_t) -> io::Result<Rseq> {
     let mut c = Rseq::default();
-    request(
-        GET_RSEQ_CONFIGURATION,
-        tid,
-        size_of::<Rseq>(),
-        &raw mut c as usize,
-    )?;
+    request(GET_RSEQ_CONFIGURATION, tid, size_of::<Rseq>(), &raw mut c as usize)?;
     Ok(c)
 }
 
@@ -216,31 +186,15 @@ pub fn seccomp_filters(tid: pid_t) -> io::Result<Vec<SeccompFilter>> {
             Err(e) => return Err(e),
         };
         let mut program = vec![0u8; count * 8];
-        request(
-            SECCOMP_GET_FILTER,
-            tid,
-            index,
-            program.as_mut_ptr() as usize,
-        )?;
+        request(SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr() as usize)?;
         #[repr(C)]
         struct Metadata {
             filter_off: u64,
             flags: u64,
         }
-        let mut meta = Metadata {
-            filter_off: index as u64,
-            flags: 0,
-        };
-        request(
-            SECCOMP_GET_METADATA,
-            tid,
-            size_of::<Metadata>(),
-            &raw mut meta as usize,
-        )?;
-        all.push(SeccompFilter {
-            program,
-            flags: meta.flags as u32,
-        });
+        let mut meta = Metadata { filter_off: index as u64, flags: 0 };
+        request(SECCOMP_GET_METADATA, tid, size_of::<Metadata>(), &raw mut meta as usize)?;
+        all.push(SeccompFilter { program, flags: meta.flags as u32 });
     }
 }
 

@@ -24,15 +24,7 @@ const _: () = assert!(size_of::<Attributes>() == 48);
 pub fn attributes(tid: pid_t) -> io::Result<Attributes> {
     let mut a = Attributes::default();
     // SAFETY: the kernel fills at most the size given.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_sched_getattr,
-            tid,
-            &raw mut a,
-            size_of::<Attributes>(),
-            0,
-        )
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut a, size_of::<Attributes>(), 0) })?;
     Ok(a)
 }
 
@@ -46,14 +38,7 @@ pub fn set_attributes(tid: pid_t, mut a: Attributes) -> io::Result<()> {
 pub fn affinity(tid: pid_t) -> io::Result<Vec<u8>> {
     let mut mask = vec![0u8; 1024];
     // SAFETY: the length given is the buffer's.
-    let n = unsafe {
-        libc::syscall(
-            libc::SYS_sched_getaffinity,
-            tid,
-            mask.len(),
-            mask.as_mut_ptr(),
-        )
-    };
+    let n = unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid, mask.len(), mask.as_mut_ptr()) };
     check(n)?;
     mask.truncate(n as usize);
     Ok(mask)
@@ -88,9 +73,5 @@ pub fn set_io_priority(tid: pid_t, priority: u32) -> io::Result<()> {
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 
 fn check(r: libc::c_long) -> io::Result<()> {
-    if r < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -6,8 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto,
-    socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
 };
 
 use super::netns;
@@ -36,22 +35,21 @@ impl Segment {
     fn packet(&self) -> Option<Vec<u8>> {
         let tcp = self.header();
         let len = tcp.len() as u16;
-        let (mut packet, addresses) =
-            match (self.from.ip().to_canonical(), self.to.ip().to_canonical()) {
-                (IpAddr::V4(from), IpAddr::V4(to)) => {
-                    // Version, header of 5 words, TOS, length, id, fragment, TTL, protocol, checksum (by the kernel).
-                    let [high, low] = (20 + len).to_be_bytes();
-                    let fixed = [0x45, 0, high, low, 0, 0, 0, 0, 64, IPPROTO_TCP, 0, 0];
-                    ([&fixed[..], &from.octets(), &to.octets()].concat(), 12)
-                }
-                (IpAddr::V6(from), IpAddr::V6(to)) => {
-                    // Version, class, flow label, length, next header, hop limit.
-                    let [high, low] = len.to_be_bytes();
-                    let fixed = [0x60, 0, 0, 0, high, low, IPPROTO_TCP, 64];
-                    ([&fixed[..], &from.octets(), &to.octets()].concat(), 8)
-                }
-                _ => return None,
-            };
+        let (mut packet, addresses) = match (self.from.ip().to_canonical(), self.to.ip().to_canonical()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                // Version, header of 5 words, TOS, length, id, fragment, TTL, protocol, checksum (by the kernel).
+                let [high, low] = (20 + len).to_be_bytes();
+                let fixed = [0x45, 0, high, low, 0, 0, 0, 0, 64, IPPROTO_TCP, 0, 0];
+                ([&fixed[..], &from.octets(), &to.octets()].concat(), 12)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                // Version, class, flow label, length, next header, hop limit.
+                let [high, low] = len.to_be_bytes();
+                let fixed = [0x60, 0, 0, 0, high, low, IPPROTO_TCP, 64];
+                ([&fixed[..], &from.octets(), &to.octets()].concat(), 8)
+            }
+            _ => return None,
+        };
         let pseudo = [&packet[addresses..], &[0, IPPROTO_TCP], &len.to_be_bytes()].concat();
         let sum = checksum(&pseudo, &tcp);
         packet.extend_from_slice(&tcp);
@@ -84,11 +82,7 @@ impl Segment {
 
 /// The checksum of RFC 9293 over the pseudo header and the header, both of even length.
 fn checksum(pseudo: &[u8], tcp: &[u8]) -> u16 {
-    let words = pseudo
-        .as_chunks::<2>()
-        .0
-        .iter()
-        .chain(tcp.as_chunks::<2>().0);
+    let words = pseudo.as_chunks::<2>().0.iter().chain(tcp.as_chunks::<2>().0);
     let mut sum: u32 = words.map(|w| u32::from(u16::from_be_bytes(*w))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -107,14 +101,7 @@ pub struct RawTcp {
 impl RawTcp {
     /// Opens the sockets in `netns`, an open `/proc/PID/ns/net`; needs CAP_NET_RAW there.
     pub fn open(netns: BorrowedFd<'_>) -> io::Result<Self> {
-        let raw = |family| {
-            socket(
-                family,
-                SockType::Raw,
-                SockFlag::SOCK_CLOEXEC,
-                SockProtocol::Raw,
-            )
-        };
+        let raw = |family| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw);
         netns::within(netns, || {
             let ip = raw(AddressFamily::Inet)?;
             let ip6 = match raw(AddressFamily::Inet6) {
@@ -136,11 +123,7 @@ impl RawTcp {
                 sendto(self.ip.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
             }
             (IpAddr::V6(ip), to) => {
-                let scope = if let SocketAddr::V6(to) = to {
-                    to.scope_id()
-                } else {
-                    0
-                };
+                let scope = if let SocketAddr::V6(to) = to { to.scope_id() } else { 0 };
                 let to = SockaddrIn6::from(SocketAddrV6::new(ip, 0, 0, scope));
                 let socket = self.ip6.as_ref().ok_or(io::ErrorKind::Unsupported)?;
                 sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
@@ -156,27 +139,14 @@ mod tests {
 
     fn segment(from: &str, to: &str) -> Segment {
         let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
-        Segment {
-            from,
-            to,
-            seq: 1,
-            ack: 2,
-            window: 3,
-            fin: false,
-            timestamp: Some(4),
-        }
+        Segment { from, to, seq: 1, ack: 2, window: 3, fin: false, timestamp: Some(4) }
     }
 
     #[test]
     fn checksums_add_up() {
-        let p = segment("10.0.0.1:80", "[::ffff:10.0.0.2]:81")
-            .packet()
-            .unwrap();
+        let p = segment("10.0.0.1:80", "[::ffff:10.0.0.2]:81").packet().unwrap();
         assert_eq!(p.len(), 52);
-        assert_eq!(
-            checksum(&[&p[12..20], &[0, 6, 0, 32]].concat(), &p[20..]),
-            0
-        );
+        assert_eq!(checksum(&[&p[12..20], &[0, 6, 0, 32]].concat(), &p[20..]), 0);
         let p = segment("[fd00::1]:80", "[fd00::2]:81").packet().unwrap();
         assert_eq!(p.len(), 72);
         assert_eq!(checksum(&[&p[8..40], &[0, 6, 0, 32]].concat(), &p[40..]), 0);

@@ -20,55 +20,23 @@ const SIOCGIFNAME: c_ulong = 0x8910;
 const SIOCGIFINDEX: c_ulong = 0x8933;
 
 /// Reads an option into `buf`; returns the length of what the kernel wrote, getsockopt(2).
-pub fn get_bytes(
-    fd: BorrowedFd<'_>,
-    level: c_int,
-    name: c_int,
-    buf: &mut [u8],
-) -> io::Result<usize> {
+pub fn get_bytes(fd: BorrowedFd<'_>, level: c_int, name: c_int, buf: &mut [u8]) -> io::Result<usize> {
     let mut len = buf.len() as libc::socklen_t;
     // SAFETY: `buf` is writable for `len` bytes, and the kernel writes at most that.
-    let ret = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            buf.as_mut_ptr().cast(),
-            &mut len,
-        )
-    };
-    if ret < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(len as usize)
-    }
+    let ret = unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, buf.as_mut_ptr().cast(), &mut len) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(len as usize) }
 }
 
 /// Sets an option to `value`, setsockopt(2).
 pub fn set_bytes(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: &[u8]) -> io::Result<()> {
     // SAFETY: the kernel reads `value` for its length and keeps no pointer to it.
-    let ret = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            value.as_ptr().cast(),
-            value.len() as libc::socklen_t,
-        )
-    };
-    if ret < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    let ret =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as libc::socklen_t) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Reads `N` consecutive ints. An option that yields fewer is `InvalidData`.
-pub fn get_words<const N: usize>(
-    fd: BorrowedFd<'_>,
-    level: c_int,
-    name: c_int,
-) -> io::Result<[u32; N]> {
+pub fn get_words<const N: usize>(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<[u32; N]> {
     let mut buf = vec![0; 4 * N];
     let len = get_bytes(fd, level, name, &mut buf)?;
     if len != buf.len() {
@@ -155,27 +123,15 @@ fn queue_ioctl(fd: BorrowedFd<'_>, request: c_ulong) -> io::Result<usize> {
     let mut value: c_int = 0;
     // SAFETY: the three requests above write one int.
     let ret = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &mut value) };
-    if ret < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(value.max(0) as usize)
-    }
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(value.max(0) as usize) }
 }
 
 /// Whether nothing more can be received: poll(2) POLLRDHUP. The peer has sent FIN, or shutdown(2) was called.
 pub fn read_shut_down(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut polled = libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLRDHUP,
-        revents: 0,
-    };
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one pollfd, and the call does not wait.
     let ret = unsafe { libc::poll(&mut polled, 1, 0) };
-    if ret < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(polled.revents & libc::POLLRDHUP != 0)
-    }
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(polled.revents & libc::POLLRDHUP != 0) }
 }
 
 /// The name of interface `index` in the socket's network namespace: netdevice(7).
@@ -206,9 +162,5 @@ pub fn interface_index(fd: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
 fn interface_ioctl(fd: BorrowedFd<'_>, request: c_ulong, arg: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: the two requests above read and write one ifreq.
     let ret = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, arg) };
-    if ret < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -98,8 +98,7 @@ pub struct Info {
 /// Reads TCP_INFO; any state, no privilege.
 pub fn info(fd: BorrowedFd<'_>) -> io::Result<Info> {
     // The head of the structure is as old as the structure; later kernels only append.
-    let [w0, w1, _, _, _, _, unacked, sacked] =
-        sockopt::get_words(fd, IPPROTO_TCP, libc::TCP_INFO)?;
+    let [w0, w1, _, _, _, _, unacked, sacked] = sockopt::get_words(fd, IPPROTO_TCP, libc::TCP_INFO)?;
     let [state, _, _, _] = w0.to_ne_bytes();
     let [_, options, wscales, _] = w1.to_ne_bytes();
     Ok(Info {
@@ -201,15 +200,8 @@ pub fn set_timestamp(fd: BorrowedFd<'_>, value: u32) -> io::Result<()> {
 
 /// Reads the windows.
 pub fn window(fd: BorrowedFd<'_>) -> io::Result<RepairWindow> {
-    let [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup] =
-        sockopt::get_words(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW)?;
-    Ok(RepairWindow {
-        snd_wl1,
-        snd_wnd,
-        max_window,
-        rcv_wnd,
-        rcv_wup,
-    })
+    let [snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup] = sockopt::get_words(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW)?;
+    Ok(RepairWindow { snd_wl1, snd_wnd, max_window, rcv_wnd, rcv_wup })
 }
 
 /// Sets the windows; the receive queue must be complete. EINVAL if they contradict the sequence numbers.

@@ -41,9 +41,7 @@ struct CopyArg {
     mode: u64,
     copy: i64,
 }
-const _: () = assert!(
-    size_of::<ApiArg>() == 24 && size_of::<RegisterArg>() == 32 && size_of::<CopyArg>() == 40
-);
+const _: () = assert!(size_of::<ApiArg>() == 24 && size_of::<RegisterArg>() == 32 && size_of::<CopyArg>() == 40);
 
 /// UFFD_USER_MODE_ONLY, since 5.11: without it a task needs CAP_SYS_PTRACE. No fault is ever sent to us: writes
 /// to protected pages are resolved by the kernel itself, and nobody touches pages that are being filled.
@@ -64,12 +62,7 @@ impl AsFd for Uffd {
 impl Uffd {
     /// For dirty tracking: writes to protected pages go on at once and are remembered.
     pub fn tracking(fd: OwnedFd) -> io::Result<Uffd> {
-        Uffd(fd).api(
-            FEATURE_WP_ASYNC
-                | FEATURE_WP_UNPOPULATED
-                | FEATURE_WP_HUGETLBFS_SHMEM
-                | FEATURE_PAGEFAULT_FLAG_WP,
-        )
+        Uffd(fd).api(FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED | FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_PAGEFAULT_FLAG_WP)
     }
 
     /// For filling pages that are missing.
@@ -83,11 +76,7 @@ impl Uffd {
     }
 
     fn api(self, features: u64) -> io::Result<Uffd> {
-        let mut arg = ApiArg {
-            api: API,
-            features,
-            ioctls: 0,
-        };
+        let mut arg = ApiArg { api: API, features, ioctls: 0 };
         self.ioctl(UFFDIO_API, &mut arg)?;
         Ok(self)
     }
@@ -95,27 +84,14 @@ impl Uffd {
     /// Tracks writes in [start, end), which must not cross a mapping that cannot be tracked.
     /// ESRCH: the task has executed another program or ended since.
     pub fn track(&self, start: u64, end: u64) -> io::Result<()> {
-        self.ioctl(
-            UFFDIO_REGISTER,
-            &mut RegisterArg {
-                start,
-                len: end - start,
-                mode: REGISTER_MODE_WP,
-                ioctls: 0,
-            },
-        )
+        self.ioctl(UFFDIO_REGISTER, &mut RegisterArg { start, len: end - start, mode: REGISTER_MODE_WP, ioctls: 0 })
     }
 
     /// Makes [start, end) fillable.
     pub fn fillable(&self, start: u64, end: u64) -> io::Result<()> {
         self.ioctl(
             UFFDIO_REGISTER,
-            &mut RegisterArg {
-                start,
-                len: end - start,
-                mode: REGISTER_MODE_MISSING,
-                ioctls: 0,
-            },
+            &mut RegisterArg { start, len: end - start, mode: REGISTER_MODE_MISSING, ioctls: 0 },
         )
     }
 
@@ -124,19 +100,12 @@ impl Uffd {
         let mut done = 0;
         while done < src.len() {
             let rest = &src[done..];
-            let mut arg = CopyArg {
-                dst: dst + done as u64,
-                src: rest.as_ptr() as u64,
-                len: rest.len() as u64,
-                mode: 0,
-                copy: 0,
-            };
+            let mut arg =
+                CopyArg { dst: dst + done as u64, src: rest.as_ptr() as u64, len: rest.len() as u64, mode: 0, copy: 0 };
             match self.ioctl(UFFDIO_COPY, &mut arg) {
                 Ok(()) => done += rest.len(),
                 // The mapping was changed under us, or a signal came: `copy` tells how far it got.
-                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {
-                    done += arg.copy.max(0) as usize
-                }
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => done += arg.copy.max(0) as usize,
                 Err(e) => return Err(e),
             }
         }
@@ -146,10 +115,6 @@ impl Uffd {
     fn ioctl<T>(&self, request: libc::c_ulong, arg: &mut T) -> io::Result<()> {
         // SAFETY: each request above goes with the structure that the kernel's header names for it.
         let r = unsafe { libc::ioctl(self.0.as_raw_fd(), request as _, std::ptr::from_mut(arg)) };
-        if r < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

@@ -150,9 +150,15 @@ pub fn peek(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Peeked> {
 
 /// Sends all of a message, in the name of `sender`, without waiting. Another's pid, uid or gid needs CAP_SYS_ADMIN, CAP_SETUID or
 /// CAP_SETGID; the pid must be of a living process.
-pub fn send(socket: BorrowedFd<'_>, data: &[u8], to: Option<&nix::sys::socket::UnixAddr>, sender: Option<Sender>) -> io::Result<()> {
+pub fn send(
+    socket: BorrowedFd<'_>,
+    data: &[u8],
+    to: Option<&nix::sys::socket::UnixAddr>,
+    sender: Option<Sender>,
+) -> io::Result<()> {
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    let credentials = sender.map(|s| nix::sys::socket::UnixCredentials::from(libc::ucred { pid: s.pid, uid: s.uid, gid: s.gid }));
+    let credentials =
+        sender.map(|s| nix::sys::socket::UnixCredentials::from(libc::ucred { pid: s.pid, uid: s.uid, gid: s.gid }));
     let control: Vec<ControlMessage<'_>> = credentials.iter().map(ControlMessage::ScmCredentials).collect();
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let mut rest = data;

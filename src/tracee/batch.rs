@@ -57,12 +57,7 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(space: Space) -> Batch {
-        Batch {
-            space,
-            entries: Vec::new(),
-            names: Vec::new(),
-            data: Vec::new(),
-        }
+        Batch { space, entries: Vec::new(), names: Vec::new(), data: Vec::new() }
     }
 
     /// Puts `bytes` where the task can read them and returns the address.
@@ -84,37 +79,17 @@ impl Batch {
     }
 
     /// Adds a call that must succeed: if it fails, no later one is made. Returns its index.
-    pub fn call<const N: usize>(
-        &mut self,
-        name: &'static str,
-        nr: c_long,
-        args: [Arg; N],
-    ) -> usize {
+    pub fn call<const N: usize>(&mut self, name: &'static str, nr: c_long, args: [Arg; N]) -> usize {
         self.push(name, nr, args, 1)
     }
 
     /// Adds a call that may fail. Returns its index.
-    pub fn attempt<const N: usize>(
-        &mut self,
-        name: &'static str,
-        nr: c_long,
-        args: [Arg; N],
-    ) -> usize {
+    pub fn attempt<const N: usize>(&mut self, name: &'static str, nr: c_long, args: [Arg; N]) -> usize {
         self.push(name, nr, args, 0)
     }
 
-    fn push<const N: usize>(
-        &mut self,
-        name: &'static str,
-        nr: c_long,
-        args: [Arg; N],
-        flags: u8,
-    ) -> usize {
-        let mut e = Entry {
-            nr: nr as u32,
-            flags,
-            ..Entry::default()
-        };
+    fn push<const N: usize>(&mut self, name: &'static str, nr: c_long, args: [Arg; N], flags: u8) -> usize {
+        let mut e = Entry { nr: nr as u32, flags, ..Entry::default() };
         for (i, a) in args.into_iter().enumerate() {
             match a {
                 Arg::Value(v) => e.args[i] = v,
@@ -139,54 +114,31 @@ impl Batch {
 
     /// Whether `more` further calls with up to `bytes` of data still fit.
     pub fn fits(&self, more: usize, bytes: usize) -> bool {
-        self.entries.len() + more < self.space.entries
-            && self.data.len() + bytes + 16 * more <= self.space.data_len
+        self.entries.len() + more < self.space.entries && self.data.len() + bytes + 16 * more <= self.space.data_len
     }
 
     /// Writes the table; `last` is the entry that runs in the end whatever happened. Returns the latter's address.
-    pub(super) fn store(
-        &self,
-        tid: pid_t,
-        memory: &Memory,
-        last: Option<(c_long, [u64; 3])>,
-    ) -> Result<u64> {
+    pub(super) fn store(&self, tid: pid_t, memory: &Memory, last: Option<(c_long, [u64; 3])>) -> Result<u64> {
         if !self.fits(1, 0) {
-            let what = format!(
-                "a batch of {} calls and {} bytes does not fit",
-                self.entries.len(),
-                self.data.len()
-            );
+            let what = format!("a batch of {} calls and {} bytes does not fit", self.entries.len(), self.data.len());
             return Err(Error::Unexpected { tid, what });
         }
         let mut table = self.entries.clone();
         if let Some((nr, args)) = last {
-            let mut e = Entry {
-                nr: nr as u32,
-                ..Entry::default()
-            };
+            let mut e = Entry { nr: nr as u32, ..Entry::default() };
             e.args[..3].copy_from_slice(&args);
             table.push(e);
         }
-        memory
-            .write(self.space.table, &bytes_of(&table))
-            .at(tid, "write a batch")?;
-        memory
-            .write(self.space.data, &self.data)
-            .at(tid, "write a batch's data")?;
+        memory.write(self.space.table, &bytes_of(&table)).at(tid, "write a batch")?;
+        memory.write(self.space.data, &self.data).at(tid, "write a batch's data")?;
         Ok(self.space.table + self.entries.len() as u64 * ENTRY)
     }
 
     /// Reads the results; the first call that had to succeed and did not is the error.
     pub(super) fn load(&mut self, tid: pid_t, memory: &Memory) -> Result<()> {
         let mut raw = vec![0; self.entries.len() * ENTRY as usize];
-        memory
-            .read(self.space.table, &mut raw)
-            .at(tid, "read a batch's results")?;
-        for (entry, raw) in self
-            .entries
-            .iter_mut()
-            .zip(raw.chunks_exact(ENTRY as usize))
-        {
+        memory.read(self.space.table, &mut raw).at(tid, "read a batch's results")?;
+        for (entry, raw) in self.entries.iter_mut().zip(raw.chunks_exact(ENTRY as usize)) {
             entry.result = i64::from_ne_bytes(raw[56..].try_into().expect("eight bytes"));
         }
         self.check(tid)
@@ -194,17 +146,10 @@ impl Batch {
 
     /// The first call that had to succeed and did not is the error.
     pub(super) fn check(&self, tid: pid_t) -> Result<()> {
-        match self
-            .entries
-            .iter()
-            .zip(&self.names)
-            .find(|(e, _)| e.flags & 1 != 0 && e.result < 0)
-        {
-            Some((e, name)) => Err(Error::Call {
-                tid,
-                what: name,
-                source: io::Error::from_raw_os_error(-e.result as i32),
-            }),
+        match self.entries.iter().zip(&self.names).find(|(e, _)| e.flags & 1 != 0 && e.result < 0) {
+            Some((e, name)) => {
+                Err(Error::Call { tid, what: name, source: io::Error::from_raw_os_error(-e.result as i32) })
+            }
             None => Ok(()),
         }
     }
@@ -242,9 +187,7 @@ fn bytes_of(entries: &[Entry]) -> Vec<u8> {
         out.extend_from_slice(&e.nr.to_ne_bytes());
         out.extend_from_slice(&[e.flags, e.link_arg]);
         out.extend_from_slice(&e.link_entry.to_ne_bytes());
-        e.args
-            .iter()
-            .for_each(|a| out.extend_from_slice(&a.to_ne_bytes()));
+        e.args.iter().for_each(|a| out.extend_from_slice(&a.to_ne_bytes()));
         out.extend_from_slice(&e.result.to_ne_bytes());
     }
     out

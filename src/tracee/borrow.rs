@@ -100,26 +100,15 @@ pub struct VdsoTail {
 
 impl VdsoTail {
     fn find(pid: pid_t, maps: &[Vma], memory: &Memory) -> Result<VdsoTail> {
-        let unexpected = |what: &str| Error::Unexpected {
-            tid: pid,
-            what: what.into(),
-        };
-        let vdso = maps
-            .iter()
-            .find(|v| v.name == b"[vdso]")
-            .ok_or_else(|| unexpected("has no [vdso] to work from"))?;
+        let unexpected = |what: &str| Error::Unexpected { tid: pid, what: what.into() };
+        let vdso = maps.iter().find(|v| v.name == b"[vdso]").ok_or_else(|| unexpected("has no [vdso] to work from"))?;
         let slot = (code::slot().len() as u64).next_multiple_of(8);
         let tail = ROTATION * slot;
         let start = vdso.end - tail;
-        let bytes = memory
-            .read_vec(start, tail as usize)
-            .at(pid, "read the end of the vdso")?;
+        let bytes = memory.read_vec(start, tail as usize).at(pid, "read the end of the vdso")?;
         let used = |s: &[u8]| s[code::slot_context()..][..8] == MAGIC.to_ne_bytes();
         let free = |s: &[u8]| s.iter().all(|&b| b == 0);
-        if bytes
-            .chunks_exact(slot as usize)
-            .all(|s| used(s) || free(s))
-        {
+        if bytes.chunks_exact(slot as usize).all(|s| used(s) || free(s)) {
             Ok(VdsoTail { start, slot })
         } else {
             Err(unexpected("the vdso has no room at its end"))
@@ -140,9 +129,7 @@ impl VdsoTail {
             *g = if read(at)? == MAGIC { read(at + 8)? } else { 0 };
         }
         let newest = generations.iter().copied().max().unwrap_or(0);
-        let index = (0..ROTATION as usize)
-            .min_by_key(|&i| generations[i])
-            .unwrap_or(0);
+        let index = (0..ROTATION as usize).min_by_key(|&i| generations[i]).unwrap_or(0);
         Ok((self.start + index as u64 * self.slot, newest + 1))
     }
 }
@@ -152,16 +139,10 @@ impl VdsoTail {
 pub fn run_out(mut thread: Thread, pid: pid_t, maps: &[Vma], memory: &Memory) -> Result<Thread> {
     let tail = VdsoTail::find(pid, maps, memory)?;
     let left_behind = |rip: u64| {
-        let in_scratch = maps
-            .iter()
-            .find(|v| (v.start..v.end).contains(&rip))
-            .is_some_and(|v| {
-                let mut head = vec![0; code::batch().len()];
-                v.inode == 0
-                    && !v.is_special()
-                    && memory.read(v.start, &mut head).is_ok()
-                    && head == code::batch()
-            });
+        let in_scratch = maps.iter().find(|v| (v.start..v.end).contains(&rip)).is_some_and(|v| {
+            let mut head = vec![0; code::batch().len()];
+            v.inode == 0 && !v.is_special() && memory.read(v.start, &mut head).is_ok() && head == code::batch()
+        });
         tail.contains(rip) || in_scratch
     };
     for _ in 0..200 {
@@ -177,10 +158,7 @@ pub fn run_out(mut thread: Thread, pid: pid_t, maps: &[Vma], memory: &Memory) ->
         }
         thread = Thread::read(thread.tid)?;
     }
-    Err(Error::Unexpected {
-        tid: thread.tid,
-        what: "does not leave the routine of an earlier attachment".into(),
-    })
+    Err(Error::Unexpected { tid: thread.tid, what: "does not leave the routine of an earlier attachment".into() })
 }
 
 /// One borrowed thread.
@@ -195,12 +173,7 @@ struct Loan {
 
 impl Loan {
     fn take(thread: Thread, slot: u64, allowed: Option<c_int>, signalled: bool) -> Result<Loan> {
-        let mut loan = Loan {
-            thread,
-            slot,
-            signalled,
-            stops: Vec::new(),
-        };
+        let mut loan = Loan { thread, slot, signalled, stops: Vec::new() };
         loan.rest()?;
         let open = allowed.map_or(0, |s| 1u64 << (s - 1));
         ptrace::set_sigmask(loan.thread.tid, !open).at(loan.thread.tid, "block signals")?;
@@ -249,9 +222,7 @@ impl Loan {
         for signal in self.stops {
             let pid = nix::unistd::Pid::from_raw(tid);
             if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
-                nix::sys::signal::kill(pid, signal)
-                    .map_err(std::io::Error::from)
-                    .at(tid, "return a signal")?;
+                nix::sys::signal::kill(pid, signal).map_err(std::io::Error::from).at(tid, "return a signal")?;
             }
         }
         Ok(())
@@ -279,41 +250,23 @@ impl<'a> Leader<'a> {
     ) -> Result<Leader<'a>> {
         let tail = VdsoTail::find(pid, maps, memory)?;
         let (at, generation) = tail.oldest(pid, memory)?;
-        memory
-            .force_write(at, &slot(thread, generation, signalled))
-            .at(pid, "write to the end of the vdso")?;
-        Ok(Leader {
-            loan: Loan::take(thread.clone(), at, allowed, signalled)?,
-            pid,
-            memory,
-        })
+        memory.force_write(at, &slot(thread, generation, signalled)).at(pid, "write to the end of the vdso")?;
+        Ok(Leader { loan: Loan::take(thread.clone(), at, allowed, signalled)?, pid, memory })
     }
 
     /// Makes one system call; an error of it is an error.
-    pub fn call<const N: usize>(
-        &mut self,
-        name: &'static str,
-        nr: c_long,
-        args: [Arg; N],
-        undo: Undo,
-    ) -> Result<u64> {
+    pub fn call<const N: usize>(&mut self, name: &'static str, nr: c_long, args: [Arg; N], undo: Undo) -> Result<u64> {
         self.loan.rest()?;
         self.set_undo(undo)?;
         let mut raw = [0; 6];
         for (place, arg) in raw.iter_mut().zip(args) {
-            let Arg::Value(v) = arg else {
-                panic!("a single call has no entries to link to")
-            };
+            let Arg::Value(v) = arg else { panic!("a single call has no entries to link to") };
             *place = v;
         }
         let r = self.loan.call(nr, raw)?;
         if r < 0 {
             let source = std::io::Error::from_raw_os_error(-r as i32);
-            return Err(Error::Call {
-                tid: self.loan.thread.tid,
-                what: name,
-                source,
-            });
+            return Err(Error::Call { tid: self.loan.thread.tid, what: name, source });
         }
         Ok(r as u64)
     }
@@ -329,9 +282,7 @@ impl<'a> Leader<'a> {
         let (nr, arg) = undo.call();
         let bytes = [nr.to_ne_bytes(), arg.to_ne_bytes()].concat();
         let at = self.loan.slot + code::slot_context() as u64 + UNDO;
-        self.memory
-            .force_write(at, &bytes)
-            .at(self.pid, "write to the end of the vdso")
+        self.memory.force_write(at, &bytes).at(self.pid, "write to the end of the vdso")
     }
 
     pub fn give_back(mut self) -> Result<()> {
@@ -357,12 +308,7 @@ const DATA: u64 = 64 * 1024;
 
 impl<'a> Process<'a> {
     /// Borrows `threads`, the leader first. `signalled` as in [`resumable`], for each thread.
-    pub fn take(
-        pid: pid_t,
-        threads: &[(Thread, bool)],
-        maps: &[Vma],
-        memory: &'a Memory,
-    ) -> Result<Process<'a>> {
+    pub fn take(pid: pid_t, threads: &[(Thread, bool)], maps: &[Vma], memory: &'a Memory) -> Result<Process<'a>> {
         let (first, first_signalled) = &threads[0];
         let signal = quiet_signal(pid, threads)?;
         let mut leader = Leader::take(pid, first, maps, memory, *first_signalled, signal)?;
@@ -381,14 +327,7 @@ impl<'a> Process<'a> {
             ],
             Undo::Unmap(scratch_len),
         )?;
-        let mut me = Process {
-            leader,
-            others: Vec::new(),
-            scratch,
-            scratch_len,
-            code_len,
-            signal,
-        };
+        let mut me = Process { leader, others: Vec::new(), scratch, scratch_len, code_len, signal };
         me.fill(threads)?;
         Ok(me)
     }
@@ -401,27 +340,15 @@ impl<'a> Process<'a> {
             let bytes = slot(thread, 0, *signalled);
             text[(PAGE + i as u64 * SLOT) as usize..][..bytes.len()].copy_from_slice(&bytes);
         }
-        memory
-            .write(self.scratch, &text)
-            .at(pid, "write to the scratch mapping")?;
+        memory.write(self.scratch, &text).at(pid, "write to the scratch mapping")?;
         // mprotect's own result has nothing to undo, but until it is made the mapping can still go as a whole.
         let (at, len) = (self.scratch, self.code_len);
         let protect = (libc::PROT_READ | libc::PROT_EXEC) as u64;
         self.leader.keep()?;
         let leader = &mut self.leader;
-        leader.call(
-            "mprotect",
-            libc::SYS_mprotect,
-            [at.into(), len.into(), protect.into()],
-            Undo::Nothing,
-        )?;
+        leader.call("mprotect", libc::SYS_mprotect, [at.into(), len.into(), protect.into()], Undo::Nothing)?;
         for (i, (thread, signalled)) in threads.iter().enumerate().skip(1) {
-            self.others.push(Loan::take(
-                thread.clone(),
-                self.slot_of(i),
-                self.signal,
-                *signalled,
-            )?);
+            self.others.push(Loan::take(thread.clone(), self.slot_of(i), self.signal, *signalled)?);
         }
         Ok(())
     }
@@ -433,12 +360,7 @@ impl<'a> Process<'a> {
     /// Where a batch of this process goes.
     pub fn space(&self) -> Space {
         let table = self.scratch + self.code_len;
-        Space {
-            table,
-            entries: (TABLE / 64) as usize,
-            data: table + TABLE,
-            data_len: DATA as usize,
-        }
+        Space { table, entries: (TABLE / 64) as usize, data: table + TABLE, data_len: DATA as usize }
     }
 
     pub fn memory(&self) -> &Memory {
@@ -449,11 +371,7 @@ impl<'a> Process<'a> {
     pub fn run(&mut self, index: usize, batch: &mut Batch) -> Result<()> {
         let (pid, memory, text) = (self.leader.pid, self.leader.memory, self.scratch);
         let back = self.slot_of(index) + code::slot_back();
-        let loan = if index == 0 {
-            &mut self.leader.loan
-        } else {
-            &mut self.others[index - 1]
-        };
+        let loan = if index == 0 { &mut self.leader.loan } else { &mut self.others[index - 1] };
         let tid = loan.thread.tid;
         let Some(signal) = self.signal else {
             return run_singly(loan, memory, batch);
@@ -461,9 +379,7 @@ impl<'a> Process<'a> {
         let last = (libc::SYS_tgkill, [pid as u64, tid as u64, signal as u64]);
         let last = batch.store(tid, memory, Some(in_task(pid, tid, last)?))?;
         let (table, len) = (batch.table(), batch.len() as u64);
-        loan.point(text, |r| {
-            (r.rbx, r.r12, r.r13, r.r14, r.r15) = (table, len, table, back, last)
-        })?;
+        loan.point(text, |r| (r.rbx, r.r12, r.r13, r.r14, r.r15) = (table, len, table, back, last))?;
         loop {
             ptrace::cont(tid, 0).at(tid, "run a batch")?;
             match next_stop(tid)? {
@@ -482,27 +398,14 @@ impl<'a> Process<'a> {
             loan.give_back()?;
         }
         let (at, len) = (self.scratch, self.scratch_len);
-        self.leader.call(
-            "munmap",
-            libc::SYS_munmap,
-            [at.into(), len.into()],
-            Undo::Nothing,
-        )?;
+        self.leader.call("munmap", libc::SYS_munmap, [at.into(), len.into()], Undo::Nothing)?;
         self.leader.give_back()
     }
 }
 
 /// tgkill's numbers are those of the task's own pid namespace.
-fn in_task(
-    pid: pid_t,
-    tid: pid_t,
-    (nr, mut args): (c_long, [u64; 3]),
-) -> Result<(c_long, [u64; 3])> {
-    let of = |t, field| {
-        proc::status(t)
-            .and_then(|s| s.innermost(field))
-            .at(t, "read /proc/PID/status")
-    };
+fn in_task(pid: pid_t, tid: pid_t, (nr, mut args): (c_long, [u64; 3])) -> Result<(c_long, [u64; 3])> {
+    let of = |t, field| proc::status(t).and_then(|s| s.innermost(field)).at(t, "read /proc/PID/status");
     (args[0], args[1]) = (of(pid, "NStgid")? as u64, of(tid, "NSpid")? as u64);
     Ok((nr, args))
 }
@@ -530,7 +433,5 @@ fn quiet_signal(pid: pid_t, threads: &[(Thread, bool)]) -> Result<Option<c_int>>
         let own = proc::status(thread.tid).and_then(|s| s.mask("SigPnd"));
         unfit |= thread.mask | own.at(thread.tid, "read /proc/PID/status")?;
     }
-    Ok(QUIET_SIGNALS
-        .into_iter()
-        .find(|s| unfit & (1 << (s - 1)) == 0))
+    Ok(QUIET_SIGNALS.into_iter().find(|s| unfit & (1 << (s - 1)) == 0))
 }

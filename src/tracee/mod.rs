@@ -18,19 +18,11 @@ use crate::sys::ptrace::{self, Regs, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("task {tid}: {what}")]
-    Task {
-        tid: pid_t,
-        what: &'static str,
-        source: io::Error,
-    },
+    Task { tid: pid_t, what: &'static str, source: io::Error },
     #[error("task {tid} ended while it was under control ({status:?})")]
     Ended { tid: pid_t, status: Status },
     #[error("task {tid}: remote {what}")]
-    Call {
-        tid: pid_t,
-        what: &'static str,
-        source: io::Error,
-    },
+    Call { tid: pid_t, what: &'static str, source: io::Error },
     #[error("task {tid}: {what}")]
     Unexpected { tid: pid_t, what: String },
 }
@@ -156,7 +148,12 @@ fn first_call(code: &[u8], r: &Regs) -> Option<u64> {
     let loads = code.windows(5).rev().filter(|w| w[0] == 0xb8);
     let numbers = loads.map(|w| i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]])));
     let loaded = numbers.into_iter().find(|nr| CALLS.contains(nr));
-    let wait = |op: u64| matches!(op as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME), libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET);
+    let wait = |op: u64| {
+        matches!(
+            op as i32 & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME),
+            libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET
+        )
+    };
     let is_futex = || r.rdi.is_multiple_of(4) && r.rdi > 0xffff && wait(r.rsi) && r.r10 > 0xffff;
     loaded.or_else(|| is_futex().then_some(libc::SYS_futex)).map(|nr| nr as u64)
 }
@@ -196,9 +193,7 @@ pub fn hide_stop(thread: &Thread, signalled: bool) -> Result<()> {
 
 /// Waits for the next stop of a task that runs.
 fn next_stop(tid: pid_t) -> Result<Status> {
-    let status = ptrace::wait(tid, false)
-        .at(tid, "wait for a stop")?
-        .expect("waited without WNOHANG");
+    let status = ptrace::wait(tid, false).at(tid, "wait for a stop")?.expect("waited without WNOHANG");
     match status {
         Status::Exited(_) | Status::Killed(_) => Err(Error::Ended { tid, status }),
         s => Ok(s),
@@ -240,21 +235,9 @@ mod tests {
 
     #[test]
     fn an_honest_eintr_stays() {
-        assert_eq!(
-            resumable(&regs(232, EINTR), RestartBlock::Kept, false).rip,
-            0x1000
-        );
-        assert_eq!(
-            resumable(&regs(232, EINTR), RestartBlock::Kept, true).rip,
-            0x1002
-        );
-        assert_eq!(
-            resumable(&regs(0, EINTR), RestartBlock::Kept, false).rip,
-            0x1002
-        );
-        assert_eq!(
-            resumable(&regs(-1, EINTR), RestartBlock::Kept, false).rip,
-            0x1002
-        );
+        assert_eq!(resumable(&regs(232, EINTR), RestartBlock::Kept, false).rip, 0x1000);
+        assert_eq!(resumable(&regs(232, EINTR), RestartBlock::Kept, true).rip, 0x1002);
+        assert_eq!(resumable(&regs(0, EINTR), RestartBlock::Kept, false).rip, 0x1002);
+        assert_eq!(resumable(&regs(-1, EINTR), RestartBlock::Kept, false).rip, 0x1002);
     }
 }

@@ -64,12 +64,7 @@ impl Stage {
 
     fn space(self) -> Space {
         let table = self.start + CODE;
-        Space {
-            table,
-            entries: ENTRIES,
-            data: table + TABLE,
-            data_len: DATA as usize,
-        }
+        Space { table, entries: ENTRIES, data: table + TABLE, data_len: DATA as usize }
     }
 }
 
@@ -95,36 +90,18 @@ impl Puppet {
         let syscall = find_syscall(pid, &maps, &memory)?;
         let protect = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-        me.call_at(
-            syscall,
-            "mmap",
-            libc::SYS_mmap,
-            [stage.start, Stage::LEN, protect, flags, u64::MAX, 0],
-        )?;
+        me.call_at(syscall, "mmap", libc::SYS_mmap, [stage.start, Stage::LEN, protect, flags, u64::MAX, 0])?;
         let protect = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        me.call_at(
-            syscall,
-            "mprotect",
-            libc::SYS_mprotect,
-            [stage.start, CODE, protect, 0, 0, 0],
-        )?;
-        memory
-            .force_write(stage.start, code::batch())
-            .at(pid, "write to the stage")?;
-        memory
-            .force_write(stage.start + TRAP, &code::SYSCALL_TRAP)
-            .at(pid, "write to the stage")?;
+        me.call_at(syscall, "mprotect", libc::SYS_mprotect, [stage.start, CODE, protect, 0, 0, 0])?;
+        memory.force_write(stage.start, code::batch()).at(pid, "write to the stage")?;
+        memory.force_write(stage.start + TRAP, &code::SYSCALL_TRAP).at(pid, "write to the stage")?;
         Ok(me)
     }
 
     /// Takes a new child or thread of a puppet, which is attached already and in its first stop.
     pub fn adopt(tid: pid_t, stage: Stage) -> Result<Puppet> {
         ptrace::set_sigmask(tid, ALL_BUT_TRAP).at(tid, "block signals")?;
-        Ok(Puppet {
-            tid,
-            stage,
-            regs: ptrace::regs(tid).at(tid, "read registers")?,
-        })
+        Ok(Puppet { tid, stage, regs: ptrace::regs(tid).at(tid, "read registers")? })
     }
 
     /// Where the stage is.
@@ -138,30 +115,18 @@ impl Puppet {
     }
 
     /// One call, without a batch; an error of it is an error.
-    pub fn call<const N: usize>(
-        &mut self,
-        name: &'static str,
-        nr: c_long,
-        args: [u64; N],
-    ) -> Result<u64> {
+    pub fn call<const N: usize>(&mut self, name: &'static str, nr: c_long, args: [u64; N]) -> Result<u64> {
         let mut raw = [0; 6];
         raw[..N].copy_from_slice(&args);
         self.call_at(self.stage.start + TRAP, name, nr, raw)
     }
 
     /// As [`Puppet::call`], on a `syscall` instruction outside the stage.
-    pub fn call_at(
-        &mut self,
-        syscall: u64,
-        name: &'static str,
-        nr: c_long,
-        args: [u64; 6],
-    ) -> Result<u64> {
+    pub fn call_at(&mut self, syscall: u64, name: &'static str, nr: c_long, args: [u64; 6]) -> Result<u64> {
         let tid = self.tid;
         let mut r = self.regs;
         (r.rip, r.rax, r.orig_rax) = (syscall, nr as u64, u64::MAX);
-        (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) =
-            (args[0], args[1], args[2], args[3], args[4], args[5]);
+        (r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9) = (args[0], args[1], args[2], args[3], args[4], args[5]);
         ptrace::set_regs(tid, &r).at(tid, "set registers")?;
         let mut stops = 0;
         while stops < 2 {
@@ -171,11 +136,7 @@ impl Puppet {
             }
         }
         match ptrace::regs(tid).at(tid, "read registers")?.rax as i64 {
-            r @ ..0 => Err(Error::Call {
-                tid,
-                what: name,
-                source: std::io::Error::from_raw_os_error(-r as i32),
-            }),
+            r @ ..0 => Err(Error::Call { tid, what: name, source: std::io::Error::from_raw_os_error(-r as i32) }),
             r => Ok(r as u64),
         }
     }
@@ -204,10 +165,7 @@ impl Puppet {
             ptrace::cont(tid, 0).at(tid, "run a batch")?;
             match next_stop(tid)? {
                 Status::Signal(libc::SIGTRAP) => break,
-                Status::Event(
-                    libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK,
-                    _,
-                ) => {
+                Status::Event(libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK, _) => {
                     let child = ptrace::event_message(tid).at(tid, "read an event")? as pid_t;
                     next_stop(child)?;
                     made.push(child);
@@ -235,20 +193,9 @@ impl Puppet {
 
 /// A `syscall` instruction of the vdso, for when there is no stage.
 pub fn find_syscall(pid: pid_t, maps: &[Vma], memory: &Memory) -> Result<u64> {
-    let missing = || Error::Unexpected {
-        tid: pid,
-        what: "its vdso has no syscall instruction".into(),
-    };
-    let vdso = maps
-        .iter()
-        .find(|v| v.name == b"[vdso]")
-        .ok_or_else(missing)?;
-    let bytes = memory
-        .read_vec(vdso.start, (vdso.end - vdso.start) as usize)
-        .at(pid, "read the vdso")?;
-    let at = bytes
-        .windows(2)
-        .position(|w| w == [0x0f, 0x05])
-        .ok_or_else(missing)?;
+    let missing = || Error::Unexpected { tid: pid, what: "its vdso has no syscall instruction".into() };
+    let vdso = maps.iter().find(|v| v.name == b"[vdso]").ok_or_else(missing)?;
+    let bytes = memory.read_vec(vdso.start, (vdso.end - vdso.start) as usize).at(pid, "read the vdso")?;
+    let at = bytes.windows(2).position(|w| w == [0x0f, 0x05]).ok_or_else(missing)?;
     Ok(vdso.start + at as u64)
 }

@@ -55,19 +55,10 @@ impl Inbox {
     /// receiving, and whatever is wrong with the parent.
     pub fn open(dir: &Path, link: Option<&Path>) -> Result<Self> {
         let at = || Error::io(dir);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(at())?;
-        let lock = Flock::lock(
-            File::open(dir).map_err(at())?,
-            FlockArg::LockExclusiveNonblock,
-        );
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at())?;
+        let lock = Flock::lock(File::open(dir).map_err(at())?, FlockArg::LockExclusiveNonblock);
         let lock = lock.map_err(|(_, e)| match e {
-            Errno::EWOULDBLOCK => Error::Busy {
-                path: dir.to_owned(),
-            },
+            Errno::EWOULDBLOCK => Error::Busy { path: dir.to_owned() },
             e => at()(e.into()),
         })?;
         for entry in fs::read_dir(dir).map_err(at())? {
@@ -78,14 +69,10 @@ impl Inbox {
                 // A server was killed.
                 fs::remove_file(entry.path()).map_err(Error::io(&entry.path()))?;
             } else if name.starts_with(b"pagemap-") {
-                return Err(Error::Occupied {
-                    path: dir.to_owned(),
-                });
+                return Err(Error::Occupied { path: dir.to_owned() });
             }
         }
-        let parent = link
-            .map(|link| open_parent(dir, link).map(|images| (images, link.to_owned())))
-            .transpose()?;
+        let parent = link.map(|link| open_parent(dir, link).map(|images| (images, link.to_owned()))).transpose()?;
         Ok(Self {
             dir: dir.to_owned(),
             parent,
@@ -98,10 +85,7 @@ impl Inbox {
 
     /// Whether the parent image knows a target.
     pub fn has_parent(&self, of: PagesOf) -> Result<bool> {
-        Ok(has_pagemap(
-            self.parent.as_ref().map(|parent| &parent.0),
-            of,
-        )?)
+        Ok(has_pagemap(self.parent.as_ref().map(|parent| &parent.0), of)?)
     }
 
     /// Begins a target; None if there was one of this name.
@@ -117,14 +101,7 @@ impl Inbox {
         let mut pagemap = RecordWriter::new(kind, BufWriter::new(file), path)?;
         pagemap.record(&PagemapHead { pages_id })?;
         let (pages, path) = self.create(pages_name(pages_id))?;
-        Ok(Some(Target {
-            of,
-            pagemap,
-            pages,
-            path,
-            has_parent,
-            written: Written::default(),
-        }))
+        Ok(Some(Target { of, pagemap, pages, path, has_parent, written: Written::default() }))
     }
 
     /// All pages of a target are there.
@@ -154,10 +131,7 @@ impl Inbox {
             fs::rename(self.dir.join(unfinished(&name)), &to).map_err(Error::io(&to))?;
         }
         sync(&self.dir)?;
-        Ok(Received {
-            targets: self.targets.len(),
-            written: self.written,
-        })
+        Ok(Received { targets: self.targets.len(), written: self.written })
     }
 
     fn create(&mut self, name: String) -> Result<(File, PathBuf)> {
@@ -190,11 +164,7 @@ impl Target {
     pub fn add(&mut self, vaddr: u64, pages: u64, flags: u32) -> Result<()> {
         self.pagemap.record(&pagemap_entry(vaddr, pages, flags))?;
         let present = flags & pe::PRESENT != 0;
-        *(if present {
-            &mut self.written.pages
-        } else {
-            &mut self.written.in_parent
-        }) += pages;
+        *(if present { &mut self.written.pages } else { &mut self.written.in_parent }) += pages;
         Ok(())
     }
 

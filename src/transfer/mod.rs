@@ -20,23 +20,15 @@ pub enum Error {
     #[error("cannot connect to the page server {peer}")]
     Connect { peer: String, source: io::Error },
     #[error("cannot listen on {address}")]
-    Listen {
-        address: SocketAddr,
-        source: io::Error,
-    },
-    #[error(
-        "{address} is not a loopback address, and there is neither encryption nor authentication"
-    )]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("{address} is not a loopback address, and there is neither encryption nor authentication")]
     Exposed { address: SocketAddr },
     #[error("{path}")]
     Io { path: PathBuf, source: io::Error },
     #[error("connection with {peer}")]
     Connection { peer: SocketAddr, source: io::Error },
     #[error("{peer} broke the protocol")]
-    Protocol {
-        peer: SocketAddr,
-        source: protocol::ProtocolError,
-    },
+    Protocol { peer: SocketAddr, source: protocol::ProtocolError },
     #[error("the page server {peer} could not store the pages (status {status})")]
     NotStored { peer: SocketAddr, status: i32 },
     #[error("{path}: another page server receives into it")]
@@ -50,10 +42,7 @@ pub enum Error {
 impl Error {
     /// For `map_err`: an I/O error at `path`.
     fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Io { path: path.to_owned(), source }
     }
 }
 
@@ -70,10 +59,6 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     setsockopt(stream, sockopt::TcpKeepIdle, &10)?;
     setsockopt(stream, sockopt::TcpKeepInterval, &5)?;
     setsockopt(stream, sockopt::TcpKeepCount, &4)?;
-    setsockopt(
-        stream,
-        sockopt::TcpUserTimeout,
-        &(PATIENCE.as_millis() as u32),
-    )?;
+    setsockopt(stream, sockopt::TcpUserTimeout, &(PATIENCE.as_millis() as u32))?;
     Ok(())
 }

@@ -33,16 +33,9 @@ impl PageClient {
             let stream = TcpStream::connect(&address)?;
             tune(&stream)?;
             let peer = stream.peer_addr()?;
-            Ok(Self {
-                stream,
-                peer,
-                open: None,
-            })
+            Ok(Self { stream, peer, open: None })
         };
-        connect().map_err(|source| Error::Connect {
-            peer: address.to_string(),
-            source,
-        })
+        connect().map_err(|source| Error::Connect { peer: address.to_string(), source })
     }
 
     fn broken(&self) -> impl FnOnce(io::Error) -> Error + use<> {
@@ -71,10 +64,7 @@ impl PageClient {
     }
 
     fn send(&mut self, bytes: &[u8]) -> image::Result<()> {
-        self.stream
-            .write_all(bytes)
-            .map_err(self.broken())
-            .map_err(elsewhere)
+        self.stream.write_all(bytes).map_err(self.broken()).map_err(elsewhere)
     }
 }
 
@@ -87,19 +77,10 @@ impl PageSink for PageClient {
         self.open(of).map_err(elsewhere)
     }
 
-    fn write(
-        &mut self,
-        of: PagesOf,
-        runs: &[PageRun],
-        from: &dyn PageReader,
-    ) -> image::Result<Written> {
+    fn write(&mut self, of: PagesOf, runs: &[PageRun], from: &dyn PageReader) -> image::Result<Written> {
         let layout = Layout::new(of, runs)?;
         self.open(of).map_err(elsewhere)?;
-        let mut outgoing = Outgoing {
-            of,
-            runs: runs.iter(),
-            reading: None,
-        };
+        let mut outgoing = Outgoing { of, runs: runs.iter(), reading: None };
         if layout.written().pages * PAGE_SIZE <= CHUNK as u64 {
             let mut chunk = vec![0; CHUNK];
             loop {
@@ -123,16 +104,13 @@ impl PageSink for PageClient {
                 }
                 Ok(())
             });
-            let sent = to_send
-                .into_iter()
-                .try_for_each(|(chunk, len): (Vec<u8>, usize)| {
-                    self.send(&chunk[..len])?;
-                    let _ = empty.send(chunk);
-                    Ok(())
-                });
+            let sent = to_send.into_iter().try_for_each(|(chunk, len): (Vec<u8>, usize)| {
+                self.send(&chunk[..len])?;
+                let _ = empty.send(chunk);
+                Ok(())
+            });
             drop(empty);
-            sent.and(reader.join().expect("reading memory does not panic"))
-                .map(|()| layout.written())
+            sent.and(reader.join().expect("reading memory does not panic")).map(|()| layout.written())
         })
     }
 
@@ -140,10 +118,7 @@ impl PageSink for PageClient {
     fn finish(&mut self) -> image::Result<()> {
         let status = i32::from_ne_bytes(self.ask(Message::Close).map_err(elsewhere)?);
         if status != 0 {
-            return Err(elsewhere(Error::NotStored {
-                peer: self.peer,
-                status,
-            }));
+            return Err(elsewhere(Error::NotStored { peer: self.peer, status }));
         }
         Ok(())
     }
@@ -169,12 +144,7 @@ impl Outgoing<'_> {
                     return Ok(used);
                 }
                 let bytes = &mut chunk[used..used + len as usize];
-                from.read(vaddr, bytes)
-                    .map_err(|source| image::Error::Memory {
-                        of: self.of,
-                        vaddr,
-                        source,
-                    })?;
+                from.read(vaddr, bytes).map_err(|source| image::Error::Memory { of: self.of, vaddr, source })?;
                 used += len as usize;
                 self.reading = (left > len).then_some((vaddr + len, left - len));
             } else {
@@ -184,17 +154,8 @@ impl Outgoing<'_> {
                 let Some(run) = self.runs.next() else {
                     return Ok(used);
                 };
-                let flags = if run.in_parent {
-                    pe::PARENT
-                } else {
-                    pe::PRESENT
-                };
-                let message = Message::Add {
-                    of: self.of,
-                    vaddr: run.vaddr,
-                    pages: run.pages,
-                    flags,
-                };
+                let flags = if run.in_parent { pe::PARENT } else { pe::PRESENT };
+                let message = Message::Add { of: self.of, vaddr: run.vaddr, pages: run.pages, flags };
                 chunk[used..used + MESSAGE_SIZE].copy_from_slice(&message.encode());
                 used += MESSAGE_SIZE;
                 self.reading = (!run.in_parent).then_some((run.vaddr, run.pages * PAGE_SIZE));

@@ -31,15 +31,10 @@ pub fn listen(address: SocketAddr, insecure: bool) -> Result<TcpListener> {
 /// `images`; it is recorded in the link `parent`. Pages appear when all are there, or not at all.
 pub fn serve(listener: &TcpListener, images: &Path, parent: Option<&Path>) -> Result<Received> {
     let mut inbox = Inbox::open(images, parent)?;
-    let (mut stream, peer) = listener
-        .accept()
-        .map_err(|source| match listener.local_addr() {
-            Ok(address) => Error::Listen { address, source },
-            Err(source) => Error::Io {
-                path: images.to_owned(),
-                source,
-            },
-        })?;
+    let (mut stream, peer) = listener.accept().map_err(|source| match listener.local_addr() {
+        Ok(address) => Error::Listen { address, source },
+        Err(source) => Error::Io { path: images.to_owned(), source },
+    })?;
     let broken = |source| Error::Connection { peer, source };
     tune(&stream).map_err(broken)?;
     receive(&mut stream, peer, &mut inbox)?;
@@ -81,12 +76,7 @@ fn receive(stream: &mut (impl Read + Write), peer: SocketAddr, inbox: &mut Inbox
             };
             rest = tail;
             match Message::decode(message).map_err(wrong)? {
-                Message::Add {
-                    of,
-                    vaddr,
-                    pages,
-                    flags,
-                } => {
+                Message::Add { of, vaddr, pages, flags } => {
                     let target = open.as_mut().filter(|target| target.of() == of);
                     let target = target.ok_or_else(|| wrong(ProtocolError::NotOpen(of)))?;
                     if flags & pe::PARENT != 0 && !target.has_parent() {
@@ -99,13 +89,9 @@ fn receive(stream: &mut (impl Read + Write), peer: SocketAddr, inbox: &mut Inbox
                 }
                 Message::Open { of, answer } => {
                     close(open.take(), &mut bytes, inbox)?;
-                    let target = inbox
-                        .begin(of)?
-                        .ok_or_else(|| wrong(ProtocolError::Reopened(of)))?;
+                    let target = inbox.begin(of)?.ok_or_else(|| wrong(ProtocolError::Reopened(of)))?;
                     if answer {
-                        stream
-                            .write_all(&[target.has_parent().into()])
-                            .map_err(broken)?;
+                        stream.write_all(&[target.has_parent().into()]).map_err(broken)?;
                     }
                     open = Some(target);
                 }

@@ -21,22 +21,14 @@ struct Pattern;
 impl PageReader for Pattern {
     fn read(&self, vaddr: u64, buf: &mut [u8]) -> io::Result<()> {
         for (page, n) in buf.chunks_mut(PAGE_SIZE as usize).zip(0..) {
-            page.copy_from_slice(
-                &(vaddr + n * PAGE_SIZE)
-                    .to_le_bytes()
-                    .repeat(PAGE_SIZE as usize / 8),
-            );
+            page.copy_from_slice(&(vaddr + n * PAGE_SIZE).to_le_bytes().repeat(PAGE_SIZE as usize / 8));
         }
         Ok(())
     }
 }
 
 fn run(first: u64, pages: u64, in_parent: bool) -> PageRun {
-    PageRun {
-        vaddr: first * PAGE_SIZE,
-        pages,
-        in_parent,
-    }
+    PageRun { vaddr: first * PAGE_SIZE, pages, in_parent }
 }
 
 /// Page number and number of pages of every extent, all bytes checked.
@@ -44,28 +36,17 @@ fn extents(path: &Path, of: PagesOf) -> Vec<(u64, u64)> {
     let dir = ImageDir::open(path).unwrap();
     let check = |extent: crate::image::page_source::Extent| {
         let mut bytes = vec![0; (extent.pages * PAGE_SIZE) as usize];
-        extent
-            .file
-            .read_exact_at(&mut bytes, extent.offset)
-            .unwrap();
+        extent.file.read_exact_at(&mut bytes, extent.offset).unwrap();
         let mut expected = vec![0; bytes.len()];
         Pattern.read(extent.vaddr, &mut expected).unwrap();
         assert!(bytes == expected, "{extent:?}");
         (extent.vaddr / PAGE_SIZE, extent.pages)
     };
-    page_extents(&dir, of)
-        .unwrap()
-        .into_iter()
-        .map(check)
-        .collect()
+    page_extents(&dir, of).unwrap().into_iter().map(check).collect()
 }
 
 /// A server for `images` and what `client` makes of it.
-fn session<T>(
-    images: &Path,
-    parent: Option<&Path>,
-    client: impl FnOnce(SocketAddr) -> T,
-) -> (Result<Received>, T) {
+fn session<T>(images: &Path, parent: Option<&Path>, client: impl FnOnce(SocketAddr) -> T) -> (Result<Received>, T) {
     let listener = listen(SocketAddr::new(PEER.ip(), 0), false).unwrap();
     let address = listener.local_addr().unwrap();
     thread::scope(|scope| {
@@ -76,10 +57,8 @@ fn session<T>(
 }
 
 fn names(path: &Path) -> Vec<String> {
-    let mut all: Vec<_> = std::fs::read_dir(path)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut all: Vec<_> =
+        std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     all.sort();
     all
 }
@@ -89,9 +68,7 @@ fn pages_arrive_and_the_parent_is_known() {
     let tmp = Scratch::new();
     let first = tmp.path().join("first");
     let writer = ImageWriter::create(&first, None).unwrap();
-    LocalPages::new(&writer)
-        .write(TASK, &[run(0, 100, false)], &Pattern)
-        .unwrap();
+    LocalPages::new(&writer).write(TASK, &[run(0, 100, false)], &Pattern).unwrap();
     writer.commit().unwrap();
 
     // Single pages, a long run and one that is in the parent.
@@ -103,43 +80,19 @@ fn pages_arrive_and_the_parent_is_known() {
         let mut client = PageClient::connect(address).unwrap();
         assert!(client.has_parent(TASK).unwrap());
         let written = client.write(TASK, &runs, &Pattern).unwrap();
-        assert_eq!(
-            written,
-            Written {
-                pages: 4001,
-                in_parent: 90
-            }
-        );
+        assert_eq!(written, Written { pages: 4001, in_parent: 90 });
         assert!(!client.has_parent(SHMEM).unwrap());
         client.write(SHMEM, &[run(3, 2, false)], &Pattern).unwrap();
         client.finish().unwrap();
     });
-    let written = Written {
-        pages: 4003,
-        in_parent: 90,
-    };
-    assert_eq!(
-        received.unwrap(),
-        Received {
-            targets: 2,
-            written
-        }
-    );
+    let written = Written { pages: 4003, in_parent: 90 };
+    assert_eq!(received.unwrap(), Received { targets: 2, written });
     assert_eq!(
         names(&second),
-        [
-            "pagemap-1.img",
-            "pagemap-shmem-280297064038466.img",
-            "pages-1.img",
-            "pages-2.img",
-            "parent"
-        ]
+        ["pagemap-1.img", "pagemap-shmem-280297064038466.img", "pages-1.img", "pages-2.img", "parent"]
     );
     let all = extents(&second, TASK);
-    assert_eq!(
-        (all.len(), all[0], all[1001]),
-        (1002, (5, 90), (4000, 3001))
-    );
+    assert_eq!((all.len(), all[0], all[1001]), (1002, (5, 90), (4000, 3001)));
     assert_eq!(extents(&second, SHMEM), [(3, 2)]);
 }
 
@@ -149,9 +102,7 @@ fn a_broken_connection_leaves_nothing() {
     let images = tmp.path().join("images");
     let (received, ()) = session(&images, None, |address| {
         let mut client = PageClient::connect(address).unwrap();
-        client
-            .write(TASK, &[run(0, 1000, false)], &Pattern)
-            .unwrap();
+        client.write(TASK, &[run(0, 1000, false)], &Pattern).unwrap();
     });
     assert!(matches!(received, Err(Error::Connection { .. })));
     assert!(names(&images).is_empty());
@@ -162,31 +113,14 @@ fn memory_that_vanishes_ends_the_transfer() {
     struct Gone;
     impl PageReader for Gone {
         fn read(&self, vaddr: u64, _: &mut [u8]) -> io::Result<()> {
-            if vaddr >= 1 << 24 {
-                Err(io::Error::from_raw_os_error(libc::ESRCH))
-            } else {
-                Ok(())
-            }
+            if vaddr >= 1 << 24 { Err(io::Error::from_raw_os_error(libc::ESRCH)) } else { Ok(()) }
         }
     }
     let tmp = Scratch::new();
     let (received, error) = session(&tmp.path().join("images"), None, |address| {
-        PageClient::connect(address)
-            .unwrap()
-            .write(TASK, &[run(0, 10_000, false)], &Gone)
-            .unwrap_err()
+        PageClient::connect(address).unwrap().write(TASK, &[run(0, 10_000, false)], &Gone).unwrap_err()
     });
-    assert!(
-        matches!(
-            error,
-            crate::image::Error::Memory {
-                of: TASK,
-                vaddr: 0x100_0000..,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, crate::image::Error::Memory { of: TASK, vaddr: 0x100_0000.., .. }), "{error}");
     assert!(received.is_err());
 }
 
@@ -197,10 +131,7 @@ fn directories_that_are_taken_are_refused() {
     let writer = ImageWriter::create(&images, None).unwrap();
     LocalPages::new(&writer).write(TASK, &[], &Pattern).unwrap();
     writer.commit().unwrap();
-    assert!(matches!(
-        Inbox::open(&images, None),
-        Err(Error::Occupied { .. })
-    ));
+    assert!(matches!(Inbox::open(&images, None), Err(Error::Occupied { .. })));
 
     let other = tmp.path().join("other");
     let _inbox = Inbox::open(&other, None).unwrap();
@@ -222,10 +153,7 @@ fn only_loopback_is_safe() {
     let open = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
     assert!(matches!(listen(open, false), Err(Error::Exposed { .. })));
     listen(open, true).unwrap();
-    assert!(matches!(
-        PageClient::connect("127.0.0.1:1"),
-        Err(Error::Connect { .. })
-    ));
+    assert!(matches!(PageClient::connect("127.0.0.1:1"), Err(Error::Connect { .. })));
 }
 
 /// A stream of given bytes; answers are swallowed. Short reads of varying length.
@@ -259,38 +187,16 @@ fn play(images: &Path, bytes: &[u8]) -> Result<Received> {
 fn add(of: PagesOf, first: u64, pages: u64) -> Vec<u8> {
     let mut bytes = vec![0; (pages * PAGE_SIZE) as usize];
     Pattern.read(first * PAGE_SIZE, &mut bytes).unwrap();
-    let message = Message::Add {
-        of,
-        vaddr: first * PAGE_SIZE,
-        pages,
-        flags: pe::PRESENT,
-    };
+    let message = Message::Add { of, vaddr: first * PAGE_SIZE, pages, flags: pe::PRESENT };
     [&message.encode()[..], &bytes].concat()
 }
 
 #[test]
 fn messages_are_found_wherever_reads_end() {
     let tmp = Scratch::new();
-    let open = Message::Open {
-        of: TASK,
-        answer: false,
-    }
-    .encode()
-    .to_vec();
-    let old = Message::Open {
-        of: PagesOf::Task(2),
-        answer: true,
-    }
-    .encode()
-    .to_vec();
-    let tape = [
-        open,
-        add(TASK, 7, 2),
-        old,
-        add(PagesOf::Task(2), 1, 1),
-        Message::Close.encode().to_vec(),
-    ]
-    .concat();
+    let open = Message::Open { of: TASK, answer: false }.encode().to_vec();
+    let old = Message::Open { of: PagesOf::Task(2), answer: true }.encode().to_vec();
+    let tape = [open, add(TASK, 7, 2), old, add(PagesOf::Task(2), 1, 1), Message::Close.encode().to_vec()].concat();
     play(tmp.path(), &tape).unwrap();
     assert_eq!(extents(tmp.path(), TASK), [(7, 2)]);
     assert_eq!(extents(tmp.path(), PagesOf::Task(2)), [(1, 1)]);
@@ -304,23 +210,10 @@ fn what_is_out_of_order_is_refused() {
         other => panic!("{other:?}"),
     };
     let open = |of| Message::Open { of, answer: false }.encode().to_vec();
-    let hole = Message::Add {
-        of: TASK,
-        vaddr: 0,
-        pages: 1,
-        flags: pe::PARENT,
-    }
-    .encode()
-    .to_vec();
+    let hole = Message::Add { of: TASK, vaddr: 0, pages: 1, flags: pe::PARENT }.encode().to_vec();
     assert_eq!(refused(&[add(TASK, 1, 1)]), ProtocolError::NotOpen(TASK));
-    assert_eq!(
-        refused(&[open(SHMEM), add(TASK, 1, 1)]),
-        ProtocolError::NotOpen(TASK)
-    );
-    assert_eq!(
-        refused(&[open(TASK), open(SHMEM), open(TASK)]),
-        ProtocolError::Reopened(TASK)
-    );
+    assert_eq!(refused(&[open(SHMEM), add(TASK, 1, 1)]), ProtocolError::NotOpen(TASK));
+    assert_eq!(refused(&[open(TASK), open(SHMEM), open(TASK)]), ProtocolError::Reopened(TASK));
     assert_eq!(refused(&[open(TASK), hole]), ProtocolError::NoParent(TASK));
 }
 
@@ -335,12 +228,7 @@ fn no_input_makes_the_server_panic() {
         state
     };
     for round in 0..2000 {
-        let mut tape = Message::Open {
-            of: TASK,
-            answer: true,
-        }
-        .encode()
-        .to_vec();
+        let mut tape = Message::Open { of: TASK, answer: true }.encode().to_vec();
         for _ in 0..next() % 4 {
             let mut message = add(TASK, next() % 8, 1);
             for _ in 0..next() % 3 {
@@ -362,13 +250,8 @@ fn a_client_does_not_wait_for_a_server_that_hangs_up() {
     let (received, error) = session(&tmp.path().join("i"), None, |address| {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.write_all(&[0xff; MESSAGE_SIZE]).unwrap();
-        stream
-            .read(&mut [0])
-            .map_or_else(|e| e.kind(), |_| io::ErrorKind::UnexpectedEof)
+        stream.read(&mut [0]).map_or_else(|e| e.kind(), |_| io::ErrorKind::UnexpectedEof)
     });
     assert!(matches!(received, Err(Error::Protocol { .. })));
-    assert!(matches!(
-        error,
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
-    ));
+    assert!(matches!(error, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset));
 }

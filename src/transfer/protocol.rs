@@ -32,12 +32,7 @@ pub enum Message {
     /// Tell by an i32 whether the target has a parent.
     HasParent { of: PagesOf },
     /// Pages of the open target. Their bytes follow if `flags` has [`pe::PRESENT`].
-    Add {
-        of: PagesOf,
-        vaddr: u64,
-        pages: u64,
-        flags: u32,
-    },
+    Add { of: PagesOf, vaddr: u64, pages: u64, flags: u32 },
     /// All is sent. Answer by an i32: 0 if it arrived.
     Close,
 }
@@ -69,12 +64,7 @@ impl Message {
             Self::Open { of, answer: false } => (3, 0, 0, Some(of)),
             Self::Open { of, answer: true } => (4, 0, 0, Some(of)),
             Self::HasParent { of } => (5, 0, 0, Some(of)),
-            Self::Add {
-                of,
-                vaddr,
-                pages,
-                flags,
-            } => (6 | flags << 16, pages, vaddr, Some(of)),
+            Self::Add { of, vaddr, pages, flags } => (6 | flags << 16, pages, vaddr, Some(of)),
             Self::Close => (0x1023, 0, 0, None),
         };
         let target = of.map_or(0, |of| match of {
@@ -96,29 +86,16 @@ impl Message {
         let (command, flags) = (command & 0xffff, command >> 16);
 
         let of = || match (target & 0xff, target >> 8) {
-            (TASK, pid) => pid
-                .try_into()
-                .map(PagesOf::Task)
-                .map_err(|_| ProtocolError::Target(target)),
+            (TASK, pid) => pid.try_into().map(PagesOf::Task).map_err(|_| ProtocolError::Target(target)),
             (SHMEM, id) => Ok(PagesOf::Shmem(id)),
             _ => Err(ProtocolError::Target(target)),
         };
         let add = |flags| {
-            let end = pages
-                .checked_mul(PAGE_SIZE)
-                .and_then(|bytes| vaddr.checked_add(bytes));
-            if pages == 0
-                || !vaddr.is_multiple_of(PAGE_SIZE)
-                || end.is_none_or(|end| end > ADDRESS_LIMIT)
-            {
+            let end = pages.checked_mul(PAGE_SIZE).and_then(|bytes| vaddr.checked_add(bytes));
+            if pages == 0 || !vaddr.is_multiple_of(PAGE_SIZE) || end.is_none_or(|end| end > ADDRESS_LIMIT) {
                 return Err(ProtocolError::Range { vaddr, pages });
             }
-            Ok(Self::Add {
-                of: of()?,
-                vaddr,
-                pages,
-                flags,
-            })
+            Ok(Self::Add { of: of()?, vaddr, pages, flags })
         };
         match command {
             // A page is here or in the parent; in neither it could only be fetched later.
@@ -126,14 +103,8 @@ impl Message {
             _ if flags != 0 || command == 6 => Err(ProtocolError::Flags(flags)),
             1 => add(pe::PRESENT),
             2 => add(pe::PARENT),
-            3 => Ok(Self::Open {
-                of: of()?,
-                answer: false,
-            }),
-            4 => Ok(Self::Open {
-                of: of()?,
-                answer: true,
-            }),
+            3 => Ok(Self::Open { of: of()?, answer: false }),
+            4 => Ok(Self::Open { of: of()?, answer: true }),
             5 => Ok(Self::HasParent { of: of()? }),
             7 => Err(ProtocolError::Get),
             0x1023 | 0x1024 => Ok(Self::Close),
@@ -151,27 +122,11 @@ mod tests {
     #[test]
     fn messages_come_back() {
         let all = [
-            Message::Open {
-                of: OF,
-                answer: false,
-            },
-            Message::Open {
-                of: PagesOf::Shmem(0xabcd_ef01),
-                answer: true,
-            },
+            Message::Open { of: OF, answer: false },
+            Message::Open { of: PagesOf::Shmem(0xabcd_ef01), answer: true },
             Message::HasParent { of: OF },
-            Message::Add {
-                of: OF,
-                vaddr: 0x7f00_0000_0000,
-                pages: 1 << 20,
-                flags: pe::PRESENT,
-            },
-            Message::Add {
-                of: OF,
-                vaddr: 0,
-                pages: 1,
-                flags: pe::PARENT,
-            },
+            Message::Add { of: OF, vaddr: 0x7f00_0000_0000, pages: 1 << 20, flags: pe::PRESENT },
+            Message::Add { of: OF, vaddr: 0, pages: 1, flags: pe::PARENT },
             Message::Close,
         ];
         for message in all {
@@ -181,20 +136,9 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_format() {
-        let bytes = Message::Add {
-            of: OF,
-            vaddr: 0x2000,
-            pages: 3,
-            flags: pe::PRESENT,
-        }
-        .encode();
-        let words = bytes
-            .chunks(8)
-            .map(|c| u64::from_le_bytes(c.try_into().unwrap()));
-        assert_eq!(
-            words.collect::<Vec<_>>(),
-            [6 | 4 << 16, 3, 0x2000, 7 << 8 | 1]
-        );
+        let bytes = Message::Add { of: OF, vaddr: 0x2000, pages: 3, flags: pe::PRESENT }.encode();
+        let words = bytes.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
+        assert_eq!(words.collect::<Vec<_>>(), [6 | 4 << 16, 3, 0x2000, 7 << 8 | 1]);
     }
 
     #[test]
@@ -215,21 +159,9 @@ mod tests {
         assert_eq!(message(6 | 12 << 16, 1, 0, task), ProtocolError::Flags(12));
         assert_eq!(message(1 | 4 << 16, 1, 0, task), ProtocolError::Flags(4));
         assert_eq!(message(3, 0, 0, 7 << 8), ProtocolError::Target(7 << 8));
-        assert_eq!(
-            message(3, 0, 0, 1 << 40 | 1),
-            ProtocolError::Target(1 << 40 | 1)
-        );
-        for (pages, vaddr) in [
-            (0, 0),
-            (1, 1),
-            (u64::MAX, 0),
-            (1 << 44, 4096),
-            (1, ADDRESS_LIMIT),
-        ] {
-            assert_eq!(
-                message(1, pages, vaddr, task),
-                ProtocolError::Range { pages, vaddr }
-            );
+        assert_eq!(message(3, 0, 0, 1 << 40 | 1), ProtocolError::Target(1 << 40 | 1));
+        for (pages, vaddr) in [(0, 0), (1, 1), (u64::MAX, 0), (1 << 44, 4096), (1, ADDRESS_LIMIT)] {
+            assert_eq!(message(1, pages, vaddr, task), ProtocolError::Range { pages, vaddr });
         }
     }
 }

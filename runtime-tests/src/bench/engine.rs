@@ -35,12 +35,7 @@ pub fn run(plan: &Plan) -> Result<String> {
     let mut table = Table::new(&["", "size", "median", "unit"]);
     let mut row = |what: &str, size: String, values: &[f64], unit: &str| {
         let value = median(values).unwrap_or_default();
-        table.row([
-            what.to_owned(),
-            size,
-            format!("{value:.2}"),
-            unit.to_owned(),
-        ]);
+        table.row([what.to_owned(), size, format!("{value:.2}"), unit.to_owned()]);
     };
     for &mib in &plan.sizes {
         let size = format!("{mib} MiB");
@@ -65,19 +60,11 @@ pub fn run(plan: &Plan) -> Result<String> {
         row("freeze", format!("{threads} threads"), &values, "ms");
     }
     let calls = repeat(plan, remote_calls)?;
-    for (n, what) in ["remote call, single", "remote call, in a batch"]
-        .into_iter()
-        .enumerate()
-    {
+    for (n, what) in ["remote call, single", "remote call, in a batch"].into_iter().enumerate() {
         let values: Vec<f64> = calls.iter().map(|c| c[n]).collect();
         row(what, format!("{BATCH} calls"), &values, "µs per call");
     }
-    Ok(format!(
-        "{}\n\n{}; medians of {}\n\n{table}",
-        machine(),
-        Runtime::Lmrun.version()?,
-        plan.repetitions
-    ))
+    Ok(format!("{}\n\n{}; medians of {}\n\n{table}", machine(), Runtime::Lmrun.version()?, plan.repetitions))
 }
 
 fn repeat<T>(plan: &Plan, mut measure: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
@@ -104,38 +91,23 @@ fn loaded(workload: &str, amount: usize) -> Result<Container> {
         ..Shape::default()
     });
     container.run().ok();
-    if container.ready() {
-        Ok(container)
-    } else {
-        Err(Error::other(format!("{workload} cannot run here")))
-    }
+    if container.ready() { Ok(container) } else { Err(Error::other(format!("{workload} cannot run here"))) }
 }
 
 /// Dump and restore, GB/s; the peak of the restore's resident memory in MiB: all, and without what it maps of files.
 fn out_and_in(mib: usize) -> Result<[f64; 4]> {
     let container = loaded("load-memory", mib)?;
     let _images = InMemory::mount(container.base.join("images"))?;
-    container
-        .checkpoint(&Checkpoint {
-            images: "final",
-            ..Checkpoint::default()
-        })
-        .ok();
-    let dump =
-        stats::dump(&container.work("final")).ok_or_else(|| Error::other("no stats-dump"))?;
+    container.checkpoint(&Checkpoint { images: "final", ..Checkpoint::default() }).ok();
+    let dump = stats::dump(&container.work("final")).ok_or_else(|| Error::other("no stats-dump"))?;
     let mut restore = container.restore_command(&container.images("final"), false);
     let null = Stdio::null;
-    let mut child = restore
-        .stdin(null())
-        .stdout(null())
-        .stderr(null())
-        .spawn()?;
+    let mut child = restore.stdin(null()).stdout(null()).stderr(null()).spawn()?;
     let (all, own) = peaks(&mut child);
     if !command::wait(&mut child, LIMIT).is_some_and(|s| s.success()) {
         return Err(Error::other(format!("{} failed", command::line(&restore))));
     }
-    let back = stats::restore(&container.work("restore"))
-        .ok_or_else(|| Error::other("no stats-restore"))?;
+    let back = stats::restore(&container.work("restore")).ok_or_else(|| Error::other("no stats-restore"))?;
     container.check(1);
     Ok([
         gigabytes_per_second(dump.pages_written * 4096, dump.memory),
@@ -153,10 +125,7 @@ fn peaks(child: &mut std::process::Child) -> (f64, f64) {
         if let Ok(status) = proc::status(pid) {
             let kib = |name| {
                 let text = status.field(name).unwrap_or_default();
-                text.split_whitespace()
-                    .next()
-                    .and_then(|n| n.parse().ok())
-                    .unwrap_or(0)
+                text.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
             };
             all = all.max(kib("VmHWM"));
             own = own.max(kib("RssAnon"));
@@ -172,15 +141,8 @@ fn freezes(threads: usize, repetitions: usize) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     for n in 0..repetitions {
         let name = format!("images{n}");
-        container
-            .checkpoint(&Checkpoint {
-                images: &name,
-                leave_running: true,
-                ..Checkpoint::default()
-            })
-            .ok();
-        let stats =
-            stats::dump(&container.work(&name)).ok_or_else(|| Error::other("no stats-dump"))?;
+        container.checkpoint(&Checkpoint { images: &name, leave_running: true, ..Checkpoint::default() }).ok();
+        let stats = stats::dump(&container.work(&name)).ok_or_else(|| Error::other("no stats-dump"))?;
         times.push(stats.freezing.as_secs_f64() * 1000.0);
     }
     container.check(1);
@@ -191,10 +153,7 @@ const BATCH: usize = 100;
 
 /// getppid(2) in a puppet: microseconds for each of many, one at a time and in a batch.
 fn remote_calls() -> Result<[f64; 2]> {
-    let mut child = Command::new("sleep")
-        .arg("1000")
-        .stdin(Stdio::null())
-        .spawn()?;
+    let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn()?;
     // Let it get from its start to its sleep.
     std::thread::sleep(Duration::from_millis(50));
     let measured = measure_calls(child.id() as i32).map_err(Error::other);
@@ -203,9 +162,7 @@ fn remote_calls() -> Result<[f64; 2]> {
     measured
 }
 
-fn measure_calls(
-    pid: i32,
-) -> std::result::Result<[f64; 2], Box<dyn std::error::Error + Send + Sync>> {
+fn measure_calls(pid: i32) -> std::result::Result<[f64; 2], Box<dyn std::error::Error + Send + Sync>> {
     let taken = proc::maps(pid)?.iter().map(|v| (v.start, v.end)).collect();
     let mut puppet = Puppet::seize(pid, Stage::find(taken))?;
     let memory = Memory::open(pid)?;

@@ -96,11 +96,7 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<String> {
         for &mode in &plan.modes {
             let mut peer = plan.peer.as_ref().ok();
             for n in 1..=plan.repetitions {
-                progress(&format!(
-                    "{mib} MiB, {}, {n} of {}",
-                    mode.name(),
-                    plan.repetitions
-                ));
+                progress(&format!("{mib} MiB, {}, {n} of {}", mode.name(), plan.repetitions));
                 let sample = measure(&hosts, &Runtime::Lmrun, mib, mode)?;
                 ours.entry((mib, mode)).or_default().push(sample);
                 let Some(runtime) = peer else { continue };
@@ -130,9 +126,7 @@ fn table(ours: &Samples, peers: &Samples) -> Table {
     for (&(mib, mode), samples) in ours {
         // A mode that the peer cannot do is held against the best that it can.
         let at_peer = peers.get_key_value(&(mib, mode)).or_else(|| {
-            let moved = peers
-                .iter()
-                .filter(|((m, other), _)| *m == mib && *other != Mode::Local);
+            let moved = peers.iter().filter(|((m, other), _)| *m == mib && *other != Mode::Local);
             moved
                 .filter(|_| mode != Mode::Local)
                 .filter_map(|(key, all)| Some((middle(all, Measure::Gap)?, (key, all))))
@@ -143,11 +137,7 @@ fn table(ours: &Samples, peers: &Samples) -> Table {
             let own = middle(samples, what).unwrap_or_default();
             let other = at_peer.and_then(|((_, peers_mode), all)| {
                 let value = middle(all, what)?;
-                let how = if *peers_mode == mode {
-                    String::new()
-                } else {
-                    format!(" ({})", peers_mode.name())
-                };
+                let how = if *peers_mode == mode { String::new() } else { format!(" ({})", peers_mode.name()) };
                 Some((value, how))
             });
             let (shown, ratio) = match other {
@@ -168,10 +158,7 @@ fn table(ours: &Samples, peers: &Samples) -> Table {
 }
 
 fn middle(samples: &[Sample], what: Measure) -> Option<f64> {
-    let values: Vec<f64> = samples
-        .iter()
-        .filter_map(|s| s.get(&what).copied())
-        .collect();
+    let values: Vec<f64> = samples.iter().filter_map(|s| s.get(&what).copied()).collect();
     median(&values)
 }
 
@@ -211,34 +198,23 @@ fn measure(hosts: &Hosts, runtime: &Runtime, mib: usize, mode: Mode) -> Result<S
             total += migration.pre_dump(|_| {})?.took;
         }
     }
-    let pages = if mode == Mode::Cold {
-        Pages::AsFiles
-    } else {
-        Pages::ByServer
-    };
+    let pages = if mode == Mode::Cold { Pages::AsFiles } else { Pages::ByServer };
     let (last, _) = migration.hand_over(pages)?;
     total += last.took;
     // The longest gap ends with the first answer at the new place.
     std::thread::sleep(Duration::from_secs(1));
     let record = writer.finish();
     if let Some(failure) = &record.failure {
-        return Err(Error::other(format!(
-            "the client lost its connection: {failure}"
-        )));
+        return Err(Error::other(format!("the client lost its connection: {failure}")));
     }
     let verdict = record.audit(&mut migration.connect()?)?;
     if verdict != (0, 0, 0) {
-        return Err(Error::other(format!(
-            "writes lost, doubled, wrong: {verdict:?}"
-        )));
+        return Err(Error::other(format!("writes lost, doubled, wrong: {verdict:?}")));
     }
     Ok(Sample::from([
         (Measure::Gap, ms(record.longest_gap(begin))),
         (Measure::Frozen, ms(last.stats.frozen)),
         (Measure::Total, ms(total)),
-        (
-            Measure::Bytes,
-            migration.received() as f64 / f64::from(1 << 20),
-        ),
+        (Measure::Bytes, migration.received() as f64 / f64::from(1 << 20)),
     ]))
 }

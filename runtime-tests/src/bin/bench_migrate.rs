@@ -10,8 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use runtime_tests::bench::migrate::{Mode, Plan, run};
 use runtime_tests::runtimes::Runtime;
 
-const USAGE: &str =
-    "usage: bench_migrate [--mib N,...] [--modes MODE,...] [--reps N] [--runc PATH] [--criu PATH]
+const USAGE: &str = "usage: bench_migrate [--mib N,...] [--modes MODE,...] [--reps N] [--runc PATH] [--criu PATH]
 modes: local, cold, page-server, pre-dump (all by default)";
 
 fn main() -> ExitCode {
@@ -22,16 +21,8 @@ fn main() -> ExitCode {
         let value = words.next().unwrap_or_default();
         let parts = || value.split(',');
         let known = match flag.as_str() {
-            "--mib" => parts()
-                .map(str::parse)
-                .collect::<std::result::Result<_, _>>()
-                .map(|n| sizes = n)
-                .is_ok(),
-            "--modes" => parts()
-                .map(str::parse)
-                .collect::<std::result::Result<_, _>>()
-                .map(|m| modes = m)
-                .is_ok(),
+            "--mib" => parts().map(str::parse).collect::<std::result::Result<_, _>>().map(|n| sizes = n).is_ok(),
+            "--modes" => parts().map(str::parse).collect::<std::result::Result<_, _>>().map(|m| modes = m).is_ok(),
             "--reps" => value.parse().map(|n| repetitions = n).is_ok(),
             "--runc" => {
                 runc = Some(value.into());
@@ -50,12 +41,7 @@ fn main() -> ExitCode {
     }
     let result = run_in_memory().and_then(|()| {
         let peer = Runtime::peer(runc, criu).map_err(|e| e.to_string());
-        let plan = Plan {
-            sizes,
-            modes,
-            repetitions,
-            peer,
-        };
+        let plan = Plan { sizes, modes, repetitions, peer };
         run(&plan, |step| eprintln!("{step}"))
     });
     match result {
@@ -78,19 +64,7 @@ fn run_in_memory() -> Result<()> {
         return Ok(());
     }
     unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(
-        NOTHING,
-        "/",
-        NOTHING,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        NOTHING,
-    )?;
-    mount(
-        Some("tmpfs"),
-        "/run",
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=755"),
-    )?;
+    mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NOTHING)?;
+    mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
     Ok(())
 }

@@ -107,9 +107,8 @@ fn make(
     // A stand-in has the memory of the process that made it.
     let shaped_by = stand_ins.all.get(&maker).map_or(maker, |(_, parent)| *parent);
     settle_space(site, all, p, Some(shaped_by), processes)?;
-    let early = |c: &&Process| {
-        c.entry.ppid == e.pid && site.plan.births[&c.entry.pid] == Birth::Child { before_setsid: true }
-    };
+    let early =
+        |c: &&Process| c.entry.ppid == e.pid && site.plan.births[&c.entry.pid] == Birth::Child { before_setsid: true };
     let early: Vec<&Process> = processes.iter().filter(early).collect();
     for c in early {
         make(site, all, stand_ins, c, Birth::Child { before_setsid: true }, processes)?;

@@ -58,7 +58,9 @@ impl Built {
             self.main.run(&self.memory, &mut b)?;
             let raw = self.memory.read_vec(rights, control_len(some.len())).map_err(|e| Error::proc(self.pid, e))?;
             if raw[..8] != (control_len(some.len()) as u64).to_ne_bytes() {
-                return Err(Error::BadRecord { what: "a puppet did not receive all its descriptors; is RLIMIT_NOFILE too low?".into() });
+                return Err(Error::BadRecord {
+                    what: "a puppet did not receive all its descriptors; is RLIMIT_NOFILE too low?".into(),
+                });
             }
             let mut b = self.main.batch();
             for fd in raw[16..].chunks_exact(4).map(|c| i32::from_ne_bytes(c.try_into().expect("four bytes"))) {

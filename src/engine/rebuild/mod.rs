@@ -80,7 +80,8 @@ impl Plan {
     /// After an error no task of the container is left but what its pid namespace's init takes with it: the caller kills that.
     pub fn rebuild(mut self, first: FirstPuppet) -> Result<RestoreReport> {
         let start = Instant::now();
-        let highest = self.tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.fds).map(|f| f.fd).max();
+        let highest =
+            self.tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.fds).map(|f| f.fd).max();
         let parking = highest.unwrap_or(0) as i32 + 1;
         let root = std::fs::File::open(format!("/proc/{}/root", first.pid)).map_err(|e| Error::proc(first.pid, e))?;
         let then = self.tree.extra.host.realtime.unwrap_or(0);

@@ -16,8 +16,8 @@ use crate::image::page_source::Extent;
 use crate::image::pages::{PAGE_SIZE, PagesOf};
 use crate::image::records::mm::{MmEntry, VmaEntry, vma_status};
 use crate::sys::pidfd::PidFd;
-use crate::sys::{file, proc};
 use crate::sys::uffd::{self, Uffd};
+use crate::sys::{file, proc};
 use crate::tracee::batch::Batch;
 
 /// End of the address space that mappings without a hint can be in (47 bits, less a guard page).
@@ -50,7 +50,10 @@ fn kept<'a>(mm: &'a MmEntry, from: Option<&MmEntry>) -> Vec<&'a VmaEntry> {
     let parents = from.map_or(&[][..], |m| &m.vmas[..]);
     mm.vmas
         .iter()
-        .filter(|v| mm::content(v) == Content::Private && parents.iter().any(|p| mm::content(p) == Content::Private && same(v, p)))
+        .filter(|v| {
+            mm::content(v) == Content::Private
+                && parents.iter().any(|p| mm::content(p) == Content::Private && same(v, p))
+        })
         .collect()
 }
 
@@ -85,15 +88,21 @@ fn unmap(site: &Site, built: &mut Built, mm: &MmEntry, from: Option<&MmEntry>, k
 
 fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) -> Result<()> {
     let is_kept = |v: &VmaEntry| kept.iter().any(|k| k.start == v.start);
-    let mapped: Vec<u32> = alive.mm.vmas.iter().filter(|v| is_file_mapping(v) && !is_kept(v)).map(|v| v.shmid as u32).collect();
+    let mapped: Vec<u32> =
+        alive.mm.vmas.iter().filter(|v| is_file_mapping(v) && !is_kept(v)).map(|v| v.shmid as u32).collect();
     let mut wanted: Vec<u32> = mapped;
     wanted.push(alive.mm.exe_file_id);
     wanted.sort_unstable();
     wanted.dedup();
-    let mut shmem: Vec<u64> = alive.mm.vmas.iter().filter_map(|v| match mm::content(v) {
-        Content::Shmem(id) => Some(id),
-        _ => None,
-    }).collect();
+    let mut shmem: Vec<u64> = alive
+        .mm
+        .vmas
+        .iter()
+        .filter_map(|v| match mm::content(v) {
+            Content::Shmem(id) => Some(id),
+            _ => None,
+        })
+        .collect();
     shmem.sort_unstable();
     shmem.dedup();
     for id in &shmem {
@@ -141,7 +150,8 @@ fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) ->
     let mut b = built.main.batch();
     let exe = file_fd[&u64::from(alive.mm.exe_file_id)];
     let program = file::stat(&site.files[&alive.mm.exe_file_id]).map_err(Error::system("the program"))?;
-    let now = File::open(format!("/proc/{}/exe", built.pid)).and_then(file::stat).map_err(|e| Error::proc(built.pid, e))?;
+    let now =
+        File::open(format!("/proc/{}/exe", built.pid)).and_then(file::stat).map_err(|e| Error::proc(built.pid, e))?;
     mm::apply(&alive.mm, (!now.is_same_file(&program)).then_some(exe), &mut b);
     built.main.run(&built.memory, &mut b)?;
     built.forget_parked(site.parking)
@@ -153,7 +163,9 @@ fn check_vdso(built: &Built, mm: &MmEntry) -> Result<()> {
     let maps = proc::maps(built.pid).map_err(|e| Error::proc(built.pid, e))?;
     match maps.iter().find(|v| v.name == b"[vdso]") {
         Some(v) if (v.start, v.end) == (dumped.start, dumped.end) => Ok(()),
-        _ => Err(Error::BadRecord { what: "this kernel's vdso is laid out in another way than that of the source".into() }),
+        _ => Err(Error::BadRecord {
+            what: "this kernel's vdso is laid out in another way than that of the source".into(),
+        }),
     }
 }
 

@@ -70,7 +70,8 @@ pub fn dress(built: &mut Built, p: &Process, alive: &Alive, filters: &SeccompEnt
             signals::apply_pending(pending, p.entry.pid, *tid, false, &mut b);
         }
         let chain = seccomp::chain(own, filters);
-        let chain = chain.ok_or_else(|| Error::BadRecord { what: format!("thread {tid} has an unknown seccomp filter") })?;
+        let chain =
+            chain.ok_or_else(|| Error::BadRecord { what: format!("thread {tid} has an unknown seccomp filter") })?;
         seccomp::apply(&chain, &mut b);
         if let Some(c) = &own.creds {
             creds::apply(c, has, *tid, &mut b)?;
@@ -164,7 +165,8 @@ pub fn finish(mut built: Built, p: &Process, stage: Stage) -> Result<Vec<pid_t>>
     let mut tids = Vec::new();
     let extra = p.alive.as_ref().map(|a| &a.extra.threads[..]).unwrap_or_default();
     for ((puppet, core), tid) in std::iter::once(built.main).chain(built.others).zip(&p.cores).zip(&p.entry.threads) {
-        let (own, info) = core.thread_core.as_ref().zip(core.thread_info.as_ref()).ok_or_else(|| missing(p.entry.pid))?;
+        let (own, info) =
+            core.thread_core.as_ref().zip(core.thread_info.as_ref()).ok_or_else(|| missing(p.entry.pid))?;
         let xsave = match extra.iter().find(|t| t.tid == *tid).and_then(|t| t.xsave.clone()) {
             Some(whole) => whole,
             None => {

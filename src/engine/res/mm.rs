@@ -117,7 +117,8 @@ fn vma(pid: pid_t, v: &Vma, files: &mut Files) -> Result<Option<VmaEntry>> {
 /// Whether the file was open for writing when it was mapped: the kernel's link to it says so.
 fn may_write(pid: pid_t, v: &Vma) -> bool {
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
-    std::fs::symlink_metadata(link).is_ok_and(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o200 != 0)
+    std::fs::symlink_metadata(link)
+        .is_ok_and(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()) & 0o200 != 0)
 }
 
 /// A restore will map the file by its path: it must lead to the same file now.
@@ -135,8 +136,17 @@ fn mapped_file(pid: pid_t, v: &Vma, writable: bool, files: &mut Files) -> Result
     let root = files.all.root.as_fd();
     match file::open_in(root, &v.name, libc::O_PATH as u32).and_then(file::stat) {
         Ok(s) if s.is_same_file(&mapped) => {}
-        Ok(_) => return refuse(pid, v, "its path leads to another file now", "restart the program, or put the file back"),
-        Err(e) => return refuse(pid, v, format!("its path cannot be opened: {e}"), "restart the program, or put the file back"),
+        Ok(_) => {
+            return refuse(pid, v, "its path leads to another file now", "restart the program, or put the file back");
+        }
+        Err(e) => {
+            return refuse(
+                pid,
+                v,
+                format!("its path cannot be opened: {e}"),
+                "restart the program, or put the file back",
+            );
+        }
     }
     let access = if writable { libc::O_RDWR } else { libc::O_RDONLY };
     Ok(files.by_path(&v.name, access as u32, mapped.mode, Some(mapped.size)))

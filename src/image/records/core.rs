@@ -249,12 +249,7 @@ pub struct UserX86RegsEntry {
     pub fs: u64,
     #[prost(uint64, required, tag = "27")]
     pub gs: u64,
-    #[prost(
-        enumeration = "UserX86RegsMode",
-        optional,
-        tag = "28",
-        default = "Native"
-    )]
+    #[prost(enumeration = "UserX86RegsMode", optional, tag = "28", default = "Native")]
     pub mode: Option<i32>,
 }
 

@@ -38,11 +38,7 @@ impl Vma {
 
 /// All mappings, in ascending order, without `flags`.
 pub fn maps(pid: pid_t) -> io::Result<Vec<Vma>> {
-    std::fs::read(format!("/proc/{pid}/maps"))?
-        .split(|&b| b == b'\n')
-        .filter(|l| !l.is_empty())
-        .map(head)
-        .collect()
+    std::fs::read(format!("/proc/{pid}/maps"))?.split(|&b| b == b'\n').filter(|l| !l.is_empty()).map(head).collect()
 }
 
 /// All mappings with their `flags`. Walks the page tables: some milliseconds per GiB.
@@ -51,13 +47,8 @@ pub fn smaps(pid: pid_t) -> io::Result<Vec<Vma>> {
     let mut all: Vec<Vma> = Vec::new();
     for line in text.split(|&b| b == b'\n').filter(|l| !l.is_empty()) {
         if let Some(flags) = line.strip_prefix(b"VmFlags:") {
-            let vma = all
-                .last_mut()
-                .ok_or_else(|| malformed("smaps: VmFlags before a mapping"))?;
-            vma.flags = flags
-                .split(|&b| b == b' ')
-                .filter_map(|f| f.try_into().ok())
-                .collect();
+            let vma = all.last_mut().ok_or_else(|| malformed("smaps: VmFlags before a mapping"))?;
+            vma.flags = flags.split(|&b| b == b' ').filter_map(|f| f.try_into().ok()).collect();
         } else if !line[0].is_ascii_uppercase() {
             all.push(head(line)?);
         }
@@ -66,8 +57,7 @@ pub fn smaps(pid: pid_t) -> io::Result<Vec<Vma>> {
 }
 
 fn head(line: &[u8]) -> io::Result<Vma> {
-    parse_head(line)
-        .ok_or_else(|| malformed(format_args!("mapping {:?}", String::from_utf8_lossy(line))))
+    parse_head(line).ok_or_else(|| malformed(format_args!("mapping {:?}", String::from_utf8_lossy(line))))
 }
 
 fn parse_head(line: &[u8]) -> Option<Vma> {
@@ -84,20 +74,11 @@ fn parse_head(line: &[u8]) -> Option<Vma> {
     let offset = hex(field()?)?;
     let (major, minor) = field()?.split_once(':')?;
     let inode = field()?.parse().ok()?;
-    let prot = [
-        (b'r', libc::PROT_READ),
-        (b'w', libc::PROT_WRITE),
-        (b'x', libc::PROT_EXEC),
-    ];
+    let prot = [(b'r', libc::PROT_READ), (b'w', libc::PROT_WRITE), (b'x', libc::PROT_EXEC)];
     Some(Vma {
         start: hex(start)?,
         end: hex(end)?,
-        prot: prot
-            .iter()
-            .zip(perms)
-            .filter(|((c, _), p)| c == *p)
-            .map(|((_, bit), _)| *bit as u32)
-            .sum(),
+        prot: prot.iter().zip(perms).filter(|((c, _), p)| c == *p).map(|((_, bit), _)| *bit as u32).sum(),
         shared: *perms.get(3)? == b's',
         offset,
         major: hex(major)? as u32,
@@ -134,10 +115,7 @@ mod tests {
     #[test]
     fn a_line_is_read_whole() {
         let v = head(b"7f00-8f00 r-xp 00002000 fe:01 247030                     /usr/bin/a b\\012c (deleted)").unwrap();
-        assert_eq!(
-            (v.start, v.end, v.offset, v.major, v.minor, v.inode),
-            (0x7f00, 0x8f00, 0x2000, 0xfe, 1, 247030)
-        );
+        assert_eq!((v.start, v.end, v.offset, v.major, v.minor, v.inode), (0x7f00, 0x8f00, 0x2000, 0xfe, 1, 247030));
         assert_eq!(v.prot, (libc::PROT_READ | libc::PROT_EXEC) as u32);
         assert!(!v.shared);
         assert_eq!(v.name, b"/usr/bin/a b\nc (deleted)");
@@ -147,10 +125,7 @@ mod tests {
 
     #[test]
     fn our_own_mappings_agree() {
-        let (a, b) = (
-            maps(std::process::id() as pid_t).unwrap(),
-            smaps(std::process::id() as pid_t).unwrap(),
-        );
+        let (a, b) = (maps(std::process::id() as pid_t).unwrap(), smaps(std::process::id() as pid_t).unwrap());
         assert!(a.iter().any(|v| v.name == b"[stack]") && b.iter().any(|v| v.has(b"gd")));
     }
 }

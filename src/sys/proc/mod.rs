@@ -38,10 +38,7 @@ pub fn children(pid: pid_t) -> io::Result<Vec<pid_t>> {
     let mut all = Vec::new();
     for tid in threads(pid)? {
         match fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
-            Ok(text) => all.extend(
-                text.split_whitespace()
-                    .filter_map(|s| s.parse::<pid_t>().ok()),
-            ),
+            Ok(text) => all.extend(text.split_whitespace().filter_map(|s| s.parse::<pid_t>().ok())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
@@ -67,8 +64,7 @@ pub fn mounts(pid: pid_t) -> io::Result<Vec<(i32, String)>> {
         .map(|l| {
             let mut f = l.split(' ');
             let id = f.next().and_then(|s| s.parse().ok());
-            id.zip(f.nth(3).map(str::to_owned))
-                .ok_or_else(|| malformed(format_args!("mountinfo line {l:?}")))
+            id.zip(f.nth(3).map(str::to_owned)).ok_or_else(|| malformed(format_args!("mountinfo line {l:?}")))
         })
         .collect()
 }
@@ -80,7 +76,8 @@ pub fn cgroup_members(pid: pid_t) -> io::Result<Vec<pid_t>> {
     for line in text.lines() {
         let mut f = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (f.next(), f.next(), f.next()) else { continue };
-        let mounts: &[&str] = if controllers.is_empty() { &["", "unified"] } else { &[controllers.trim_start_matches("name=")] };
+        let mounts: &[&str] =
+            if controllers.is_empty() { &["", "unified"] } else { &[controllers.trim_start_matches("name=")] };
         for mount in mounts {
             let dir = PathBuf::from(format!("/sys/fs/cgroup/{mount}/{path}"));
             if path != "/" && dir.join("cgroup.procs").exists() {

@@ -17,52 +17,33 @@ pub fn status(tid: pid_t) -> io::Result<Status> {
     // Names are bytes; nothing else here is.
     let text = fs::read(format!("/proc/{tid}/status"))?;
     let text = String::from_utf8_lossy(&text);
-    Ok(Status(
-        text.lines()
-            .filter_map(|l| l.split_once(':'))
-            .map(|(k, v)| (k.into(), v.trim().into()))
-            .collect(),
-    ))
+    Ok(Status(text.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k.into(), v.trim().into())).collect()))
 }
 
 impl Status {
     pub fn field(&self, name: &str) -> io::Result<&str> {
-        self.0
-            .get(name)
-            .map(String::as_str)
-            .ok_or_else(|| malformed(format_args!("status: no field {name}")))
+        self.0.get(name).map(String::as_str).ok_or_else(|| malformed(format_args!("status: no field {name}")))
     }
 
     pub fn number<T: std::str::FromStr>(&self, name: &str) -> io::Result<T> {
-        self.field(name)?
-            .parse()
-            .map_err(|_| malformed(format_args!("status: field {name}")))
+        self.field(name)?.parse().map_err(|_| malformed(format_args!("status: field {name}")))
     }
 
     /// A field of numbers in the given radix, e.g. `Uid`, `NSpid`, or a mask.
     pub fn numbers(&self, name: &str, radix: u32) -> io::Result<Vec<u64>> {
-        let parsed: Result<_, _> = self
-            .field(name)?
-            .split_whitespace()
-            .map(|s| u64::from_str_radix(s, radix))
-            .collect();
+        let parsed: Result<_, _> =
+            self.field(name)?.split_whitespace().map(|s| u64::from_str_radix(s, radix)).collect();
         parsed.map_err(|_| malformed(format_args!("status: field {name}")))
     }
 
     /// The single mask of a field such as `SigCgt` or `CapEff`.
     pub fn mask(&self, name: &str) -> io::Result<u64> {
-        self.numbers(name, 16)?
-            .first()
-            .copied()
-            .ok_or_else(|| malformed(format_args!("status: field {name}")))
+        self.numbers(name, 16)?.first().copied().ok_or_else(|| malformed(format_args!("status: field {name}")))
     }
 
     /// The id in the innermost pid namespace: `NStgid`, `NSpid`, `NSpgid` or `NSsid`.
     pub fn innermost(&self, name: &str) -> io::Result<u32> {
-        self.numbers(name, 10)?
-            .last()
-            .map(|&n| n as u32)
-            .ok_or_else(|| malformed(format_args!("status: field {name}")))
+        self.numbers(name, 10)?.last().map(|&n| n as u32).ok_or_else(|| malformed(format_args!("status: field {name}")))
     }
 }
 
@@ -95,17 +76,8 @@ pub fn stat(pid: pid_t) -> io::Result<Stat> {
     let rest = text.rsplit_once(") ").ok_or_else(|| malformed("stat"))?.1;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     // Field numbers are those of proc_pid_stat(5); the third is the first after the name.
-    let field = |n: usize| {
-        fields
-            .get(n - 3)
-            .copied()
-            .ok_or_else(|| malformed("stat: too few fields"))
-    };
-    let number = |n: usize| {
-        field(n)?
-            .parse::<u64>()
-            .map_err(|_| malformed(format_args!("stat: field {n}")))
-    };
+    let field = |n: usize| fields.get(n - 3).copied().ok_or_else(|| malformed("stat: too few fields"));
+    let number = |n: usize| field(n)?.parse::<u64>().map_err(|_| malformed(format_args!("stat: field {n}")));
     Ok(Stat {
         state: field(3)?.chars().next().unwrap_or('?'),
         ppid: number(4)? as pid_t,
@@ -155,11 +127,7 @@ pub fn limits(pid: pid_t) -> io::Result<Vec<Limit>> {
     ];
     let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let value = |s: &str| {
-        if s == "unlimited" {
-            Some(u64::MAX)
-        } else {
-            s.parse().ok()
-        }
+        if s == "unlimited" { Some(u64::MAX) } else { s.parse().ok() }
     };
     NAMES
         .iter()
@@ -199,10 +167,7 @@ fn parse_timers(text: &str) -> Option<Vec<Timer>> {
         let (key, value) = line.split_once(':')?;
         let value = value.trim();
         if key == "ID" {
-            all.push(Timer {
-                id: value.parse().ok()?,
-                ..Timer::default()
-            });
+            all.push(Timer { id: value.parse().ok()?, ..Timer::default() });
             continue;
         }
         let timer = all.last_mut()?;
@@ -254,8 +219,7 @@ impl FdInfo {
 
 pub fn fd_info(pid: pid_t, fd: i32) -> io::Result<FdInfo> {
     let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
-    parse_fd_info(&text)
-        .ok_or_else(|| malformed(format_args!("fdinfo of descriptor {fd} of pid {pid}")))
+    parse_fd_info(&text).ok_or_else(|| malformed(format_args!("fdinfo of descriptor {fd} of pid {pid}")))
 }
 
 fn parse_fd_info(text: &str) -> Option<FdInfo> {
@@ -282,29 +246,14 @@ mod tests {
         let text = "ID: 0\nsignal: 60/00007fff86e452a8\nnotify: signal/pid.2634\nClockID: 0\n\
                     ID: 3\nsignal: 34/0000000000000000\nnotify: signal/tid.77\nClockID: -6\n";
         let t = parse_timers(text).unwrap();
-        assert_eq!(
-            t[0],
-            Timer {
-                id: 0,
-                signal: 60,
-                value: 0x7fff_86e4_52a8,
-                notify: 0,
-                target: 2634,
-                clock: 0
-            }
-        );
-        assert_eq!(
-            (t[1].id, t[1].notify, t[1].target, t[1].clock as i32),
-            (3, 4, 77, -6)
-        );
+        assert_eq!(t[0], Timer { id: 0, signal: 60, value: 0x7fff_86e4_52a8, notify: 0, target: 2634, clock: 0 });
+        assert_eq!((t[1].id, t[1].notify, t[1].target, t[1].clock as i32), (3, 4, 77, -6));
     }
 
     #[test]
     fn fdinfo_keeps_the_kinds_lines() {
-        let i = parse_fd_info(
-            "pos:\t0\nflags:\t02004002\nmnt_id:\t15\nino:\t7\neventfd-count:                5\n",
-        )
-        .unwrap();
+        let i = parse_fd_info("pos:\t0\nflags:\t02004002\nmnt_id:\t15\nino:\t7\neventfd-count:                5\n")
+            .unwrap();
         assert_eq!((i.flags, i.mnt_id), (0o2004002, 15));
         assert_eq!(i.get("eventfd-count").unwrap(), "5");
         assert!(i.get("tfd").is_err());

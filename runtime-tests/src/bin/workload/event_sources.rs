@@ -6,12 +6,8 @@ use crate::kernel::{fails_with, raw, read, sys, write};
 use crate::procfs;
 use crate::stage::{Check, Fallible, Setup, Stage, eventually, holds, same};
 
-pub const WORKLOADS: &[(&str, Setup)] = &[
-    ("eventfd", eventfd),
-    ("signalfd", signalfd),
-    ("timerfd", timerfd),
-    ("timerfd-rings", timerfd_rings),
-];
+pub const WORKLOADS: &[(&str, Setup)] =
+    &[("eventfd", eventfd), ("signalfd", signalfd), ("timerfd", timerfd), ("timerfd-rings", timerfd_rings)];
 
 fn eventfd(stage: &mut Stage) -> Fallible<Check> {
     let plain = sys!(eventfd(0xffff_0000, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))? as i32;
@@ -26,8 +22,7 @@ fn eventfd(stage: &mut Stage) -> Fallible<Check> {
             // Answers 5 with 500, whoever reads it.
             let back = move || -> Fallible {
                 loop {
-                    if u64::from_ne_bytes(read(shared, 8)?.try_into().map_err(|_| "eventfd")?) == 5
-                    {
+                    if u64::from_ne_bytes(read(shared, 8)?.try_into().map_err(|_| "eventfd")?) == 5 {
                         write(shared, &500u64.to_ne_bytes())?;
                         std::thread::sleep(Duration::from_millis(20));
                     }
@@ -37,39 +32,17 @@ fn eventfd(stage: &mut Stage) -> Fallible<Check> {
         });
         Ok(Box::new(|| Ok(())))
     })?;
-    let number = |fd: i32| {
-        read(fd, 8).map(|b| u64::from_ne_bytes(b.try_into().expect("an eventfd gives 8 bytes")))
-    };
+    let number = |fd: i32| read(fd, 8).map(|b| u64::from_ne_bytes(b.try_into().expect("an eventfd gives 8 bytes")));
     Ok(Box::new(move || {
-        same(
-            "close-on-exec",
-            libc::FD_CLOEXEC,
-            sys!(fcntl(plain, libc::F_GETFD))? as i32,
-        )?;
+        same("close-on-exec", libc::FD_CLOEXEC, sys!(fcntl(plain, libc::F_GETFD))? as i32)?;
         same("count", 0xffff_0000, number(plain)?)?;
         write(plain, &0xffff_0000u64.to_ne_bytes())?;
-        same(
-            "semaphore",
-            [1, 1, 1],
-            [number(semaphore)?, number(semaphore)?, number(semaphore)?],
-        )?;
-        fails_with(
-            "empty semaphore",
-            libc::EAGAIN,
-            number(semaphore).map(|n| n as i64),
-        )?;
+        same("semaphore", [1, 1, 1], [number(semaphore)?, number(semaphore)?, number(semaphore)?])?;
+        fails_with("empty semaphore", libc::EAGAIN, number(semaphore).map(|n| n as i64))?;
         write(semaphore, &3u64.to_ne_bytes())?;
-        fails_with(
-            "empty eventfd",
-            libc::EAGAIN,
-            number(empty).map(|n| n as i64),
-        )?;
+        fails_with("empty eventfd", libc::EAGAIN, number(empty).map(|n| n as i64))?;
         let one = 1u64.to_ne_bytes();
-        fails_with(
-            "write to a full eventfd",
-            libc::EAGAIN,
-            write(full, &one).map(|()| 0),
-        )?;
+        fails_with("write to a full eventfd", libc::EAGAIN, write(full, &one).map(|()| 0))?;
         same("full eventfd", most, number(full)?)?;
         write(full, &most.to_ne_bytes())?;
         write(shared, &5u64.to_ne_bytes())?;
@@ -115,14 +88,8 @@ fn signalfd(_: &mut Stage) -> Fallible<Check> {
 }
 
 fn set(fd: i32, flags: i32, first: Duration, then: Duration) -> Fallible {
-    let time = |d: Duration| libc::timespec {
-        tv_sec: d.as_secs() as i64,
-        tv_nsec: d.subsec_nanos() as i64,
-    };
-    let value = libc::itimerspec {
-        it_value: time(first),
-        it_interval: time(then),
-    };
+    let time = |d: Duration| libc::timespec { tv_sec: d.as_secs() as i64, tv_nsec: d.subsec_nanos() as i64 };
+    let value = libc::itimerspec { it_value: time(first), it_interval: time(then) };
     raw!(SYS_timerfd_settime, fd, flags, &raw const value, 0).map(drop)
 }
 
@@ -130,8 +97,7 @@ fn set(fd: i32, flags: i32, first: Duration, then: Duration) -> Fallible {
 fn steady_info(fd: i32) -> Fallible<Vec<String>> {
     let info = procfs::text(&format!("/proc/self/fdinfo/{fd}"))?;
     let steady = |l: &&str| {
-        ["flags", "clockid", "settime flags", "it_interval"]
-            .contains(&l.split(':').next().unwrap_or_default())
+        ["flags", "clockid", "settime flags", "it_interval"].contains(&l.split(':').next().unwrap_or_default())
     };
     Ok(info.lines().filter(steady).map(str::to_owned).collect())
 }
@@ -139,47 +105,27 @@ fn steady_info(fd: i32) -> Fallible<Vec<String>> {
 /// What is left, flags, clocks, and expirations that nobody has read yet.
 fn timerfd(_: &mut Stage) -> Fallible<Check> {
     const HOUR: Duration = Duration::from_secs(3600);
-    let new = |clock: i32| {
-        sys!(timerfd_create(
-            clock,
-            libc::TFD_NONBLOCK | libc::TFD_CLOEXEC
-        ))
-        .map(|fd| fd as i32)
-    };
+    let new = |clock: i32| sys!(timerfd_create(clock, libc::TFD_NONBLOCK | libc::TFD_CLOEXEC)).map(|fd| fd as i32);
     let mut now: libc::timespec = unsafe { std::mem::zeroed() };
     sys!(clock_gettime(libc::CLOCK_MONOTONIC, &mut now))?;
     let absolute = Duration::new(now.tv_sec as u64, now.tv_nsec as u32) + HOUR;
     let mut timers = Vec::new();
-    for clock in [
-        libc::CLOCK_MONOTONIC,
-        libc::CLOCK_REALTIME,
-        libc::CLOCK_BOOTTIME,
-    ] {
+    for clock in [libc::CLOCK_MONOTONIC, libc::CLOCK_REALTIME, libc::CLOCK_BOOTTIME] {
         let (once, often, off) = (new(clock)?, new(clock)?, new(clock)?);
         set(once, 0, HOUR, Duration::ZERO)?;
         set(often, 0, HOUR, Duration::from_millis(777))?;
         timers.extend([(once, HOUR), (often, HOUR), (off, Duration::ZERO)]);
     }
     let by_date = new(libc::CLOCK_MONOTONIC)?;
-    set(
-        by_date,
-        libc::TFD_TIMER_ABSTIME,
-        absolute,
-        Duration::from_secs(60),
-    )?;
+    set(by_date, libc::TFD_TIMER_ABSTIME, absolute, Duration::from_secs(60))?;
     timers.push((by_date, HOUR));
     let expired = new(libc::CLOCK_MONOTONIC)?;
     set(expired, 0, Duration::from_millis(1), Duration::ZERO)?;
     let many = new(libc::CLOCK_REALTIME)?;
     set(many, 0, Duration::from_millis(1), Duration::from_millis(1))?;
     std::thread::sleep(Duration::from_millis(100));
-    let ticks = move |fd: i32| {
-        read(fd, 8).map(|b| u64::from_ne_bytes(b.try_into().expect("a timerfd gives 8 bytes")))
-    };
-    let infos = timers
-        .iter()
-        .map(|(fd, _)| steady_info(*fd))
-        .collect::<Fallible<Vec<_>>>()?;
+    let ticks = move |fd: i32| read(fd, 8).map(|b| u64::from_ne_bytes(b.try_into().expect("a timerfd gives 8 bytes")));
+    let infos = timers.iter().map(|(fd, _)| steady_info(*fd)).collect::<Fallible<Vec<_>>>()?;
     Ok(Box::new(move || {
         for ((fd, whole), info) in timers.iter().zip(&infos) {
             same("fdinfo of a timerfd", info, &steady_info(*fd)?)?;
@@ -187,27 +133,13 @@ fn timerfd(_: &mut Stage) -> Fallible<Check> {
             raw!(SYS_timerfd_gettime, *fd, &raw mut value)?;
             let left = Duration::new(value.it_value.tv_sec as u64, value.it_value.tv_nsec as u32);
             let least = whole.saturating_sub(Duration::from_secs(120));
-            holds(
-                (least..=*whole).contains(&left),
-                format!("timerfd {fd}: {left:?} are left of {whole:?}"),
-            )?;
-            fails_with(
-                "a timerfd that is not due",
-                libc::EAGAIN,
-                ticks(*fd).map(|n| n as i64),
-            )?;
+            holds((least..=*whole).contains(&left), format!("timerfd {fd}: {left:?} are left of {whole:?}"))?;
+            fails_with("a timerfd that is not due", libc::EAGAIN, ticks(*fd).map(|n| n as i64))?;
         }
-        same(
-            "unread expiration of a one-shot timerfd",
-            1,
-            ticks(expired)?,
-        )?;
+        same("unread expiration of a one-shot timerfd", 1, ticks(expired)?)?;
         fails_with("read twice", libc::EAGAIN, ticks(expired).map(|n| n as i64))?;
         let unread = ticks(many)?;
-        holds(
-            unread >= 90,
-            format!("expirations of a 1 ms timerfd in more than 100 ms: {unread}"),
-        )?;
+        holds(unread >= 90, format!("expirations of a 1 ms timerfd in more than 100 ms: {unread}"))?;
         set(expired, 0, Duration::from_millis(1), Duration::ZERO)?;
         std::thread::sleep(Duration::from_millis(120));
         Ok(())
@@ -224,20 +156,10 @@ fn timerfd_rings(_: &mut Stage) -> Fallible<Check> {
     };
     let mut since = begin()?;
     Ok(Box::new(move || {
-        let mut entry = libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        eventually(
-            "a timerfd is due",
-            || unsafe { libc::poll(&mut entry, 1, 0) } == 1,
-        )?;
+        let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        eventually("a timerfd is due", || unsafe { libc::poll(&mut entry, 1, 0) } == 1)?;
         let took = since.elapsed();
-        holds(
-            took >= due,
-            format!("a timerfd of {due:?} was due after {took:?}"),
-        )?;
+        holds(took >= due, format!("a timerfd of {due:?} was due after {took:?}"))?;
         same("expirations", 1u64.to_ne_bytes().to_vec(), read(fd, 8)?)?;
         since = begin()?;
         Ok(())

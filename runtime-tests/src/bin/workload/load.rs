@@ -20,9 +20,7 @@ fn memory(_: &mut Stage) -> Fallible<Check> {
 
 /// So many threads, the first included, that wait.
 fn threads(_: &mut Stage) -> Fallible<Check> {
-    let others = (1..amount()?)
-        .map(|_| Answerer::start(|| Ok(())))
-        .collect::<Fallible<Vec<_>>>()?;
+    let others = (1..amount()?).map(|_| Answerer::start(|| Ok(()))).collect::<Fallible<Vec<_>>>()?;
     let all = tids()?;
     Ok(Box::new(move || {
         others.iter().try_for_each(|thread| thread.ask(|| Ok(())))?;

@@ -42,11 +42,7 @@ fn or_skip<T>(outcome: Fallible<T>) -> Fallible<T> {
 fn inotify(_: &mut Stage) -> Fallible<Check> {
     let fd = or_skip(sys!(inotify_init1(libc::IN_NONBLOCK)))? as i32;
     std::fs::create_dir_all("/watched").map_err(|e| e.to_string())?;
-    sys!(inotify_add_watch(
-        fd,
-        c("/watched").as_ptr(),
-        libc::IN_CREATE
-    ))?;
+    sys!(inotify_add_watch(fd, c("/watched").as_ptr(), libc::IN_CREATE))?;
     let mut n = 0;
     Ok(Box::new(move || {
         n += 1;
@@ -83,11 +79,7 @@ fn udp(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || {
         let address = socket.local_addr().map_err(|e| e.to_string())?;
         socket.send_to(b"x", address).map_err(|e| e.to_string())?;
-        same(
-            "datagram",
-            1,
-            socket.recv(&mut [0; 8]).map_err(|e| e.to_string())?,
-        )
+        same("datagram", 1, socket.recv(&mut [0; 8]).map_err(|e| e.to_string())?)
     }))
 }
 
@@ -95,8 +87,7 @@ fn udp(_: &mut Stage) -> Fallible<Check> {
 fn unix_outside(_: &mut Stage) -> Fallible<Check> {
     use std::io::{Read, Write};
     let path = "/run-state/host.sock";
-    let mut stream =
-        std::os::unix::net::UnixStream::connect(path).map_err(|e| format!("skip: {path}: {e}"))?;
+    let mut stream = std::os::unix::net::UnixStream::connect(path).map_err(|e| format!("skip: {path}: {e}"))?;
     Ok(Box::new(move || {
         stream.write_all(b"x").map_err(|e| e.to_string())?;
         stream.read_exact(&mut [0; 1]).map_err(|e| e.to_string())
@@ -111,9 +102,7 @@ fn new_memfd() -> Fallible<i32> {
 
 fn memfd(_: &mut Stage) -> Fallible<Check> {
     let fd = new_memfd()?;
-    Ok(Box::new(move || {
-        same("size", PAGE as i64, sys!(lseek(fd, 0, libc::SEEK_END))?)
-    }))
+    Ok(Box::new(move || same("size", PAGE as i64, sys!(lseek(fd, 0, libc::SEEK_END))?)))
 }
 
 fn map_and_close(fd: i32) -> Fallible<Check> {
@@ -135,9 +124,7 @@ fn new_deleted() -> Fallible<i32> {
 
 fn deleted(_: &mut Stage) -> Fallible<Check> {
     let fd = new_deleted()?;
-    Ok(Box::new(move || {
-        same("size", PAGE as i64, sys!(lseek(fd, 0, libc::SEEK_END))?)
-    }))
+    Ok(Box::new(move || same("size", PAGE as i64, sys!(lseek(fd, 0, libc::SEEK_END))?)))
 }
 
 fn deleted_mapped(_: &mut Stage) -> Fallible<Check> {
@@ -149,31 +136,19 @@ fn io_uring(_: &mut Stage) -> Fallible<Check> {
     let fd = or_skip(raw!(SYS_io_uring_setup, 8, parameters.as_mut_ptr()))? as i32;
     Ok(Box::new(move || {
         // Nothing to submit, nothing to wait for.
-        same(
-            "io_uring_enter",
-            0,
-            raw!(SYS_io_uring_enter, fd, 0, 0, 0, 0, 0)?,
-        )
+        same("io_uring_enter", 0, raw!(SYS_io_uring_enter, fd, 0, 0, 0, 0, 0)?)
     }))
 }
 
 fn pidfd(_: &mut Stage) -> Fallible<Check> {
     let fd = raw!(SYS_pidfd_open, 1, 0)? as i32;
-    Ok(Box::new(move || {
-        raw!(SYS_pidfd_send_signal, fd, 0, 0, 0).map(drop)
-    }))
+    Ok(Box::new(move || raw!(SYS_pidfd_send_signal, fd, 0, 0, 0).map(drop)))
 }
 
 fn pty(_: &mut Stage) -> Fallible<Check> {
     let (mut master, mut slave) = (0, 0);
     let null = std::ptr::null_mut();
-    or_skip(sys!(openpty(
-        &mut master,
-        &mut slave,
-        null,
-        null as *mut libc::termios,
-        null as *mut libc::winsize
-    )))?;
+    or_skip(sys!(openpty(&mut master, &mut slave, null, null as *mut libc::termios, null as *mut libc::winsize)))?;
     Ok(Box::new(move || {
         write(slave, b"x\n")?;
         read(master, 10).map(drop)
@@ -181,18 +156,12 @@ fn pty(_: &mut Stage) -> Fallible<Check> {
 }
 
 fn sysv_shm(_: &mut Stage) -> Fallible<Check> {
-    let id = or_skip(sys!(shmget(
-        libc::IPC_PRIVATE,
-        PAGE,
-        0o600 | libc::IPC_CREAT
-    )))? as i32;
+    let id = or_skip(sys!(shmget(libc::IPC_PRIVATE, PAGE, 0o600 | libc::IPC_CREAT)))? as i32;
     let at = sys!(shmat(id, std::ptr::null(), 0))? as *mut u8;
     sys!(shmctl(id, libc::IPC_RMID, std::ptr::null_mut()))?;
     unsafe { at.write_volatile(7) };
     let at = at as usize;
-    Ok(Box::new(move || {
-        same("content", 7, unsafe { (at as *const u8).read_volatile() })
-    }))
+    Ok(Box::new(move || same("content", 7, unsafe { (at as *const u8).read_volatile() })))
 }
 
 fn uffd(_: &mut Stage) -> Fallible<Check> {
@@ -207,12 +176,7 @@ fn lock(_: &mut Stage) -> Fallible<Check> {
     let fd = open("/locked", libc::O_RDWR)?;
     sys!(flock(fd, libc::LOCK_EX))?;
     let other = open("/locked", libc::O_RDWR)?;
-    Ok(Box::new(move || {
-        holds(
-            sys!(flock(other, libc::LOCK_EX | libc::LOCK_NB)).is_err(),
-            "the lock is held",
-        )
-    }))
+    Ok(Box::new(move || holds(sys!(flock(other, libc::LOCK_EX | libc::LOCK_NB)).is_err(), "the lock is held")))
 }
 
 fn posix_lock(_: &mut Stage) -> Fallible<Check> {
@@ -228,24 +192,12 @@ fn posix_lock(_: &mut Stage) -> Fallible<Check> {
 /// A descriptor that was sent over a unix socket and not yet received.
 fn rights_in_flight(_: &mut Stage) -> Fallible<Check> {
     let mut ends = [0; 2];
-    sys!(socketpair(
-        libc::AF_UNIX,
-        libc::SOCK_STREAM,
-        0,
-        ends.as_mut_ptr()
-    ))?;
+    sys!(socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, ends.as_mut_ptr()))?;
     let file = open("/dev/null", libc::O_RDONLY)?;
     let mut byte = [b'x'];
-    let mut part = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: 1,
-    };
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
     // cmsghdr { len 20, level SOL_SOCKET, type SCM_RIGHTS }, then the descriptor, padded to 8 bytes.
-    let mut control = [
-        20u64,
-        libc::SOL_SOCKET as u64 | (libc::SCM_RIGHTS as u64) << 32,
-        file as u64,
-    ];
+    let mut control = [20u64, libc::SOL_SOCKET as u64 | (libc::SCM_RIGHTS as u64) << 32, file as u64];
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut part;
     message.msg_iovlen = 1;
@@ -254,11 +206,7 @@ fn rights_in_flight(_: &mut Stage) -> Fallible<Check> {
     sys!(sendmsg(ends[0], &message, 0))?;
     Ok(Box::new(move || {
         let mut peek = [0u8; 1];
-        same(
-            "byte",
-            1,
-            sys!(recv(ends[1], peek.as_mut_ptr().cast(), 1, libc::MSG_PEEK))?,
-        )
+        same("byte", 1, sys!(recv(ends[1], peek.as_mut_ptr().cast(), 1, libc::MSG_PEEK))?)
     }))
 }
 
@@ -279,9 +227,7 @@ fn device(_: &mut Stage) -> Fallible<Check> {
 }
 
 fn namespace_file(_: &mut Stage) -> Fallible<Check> {
-    let fd = std::fs::File::open("/proc/self/ns/net")
-        .map_err(|e| e.to_string())?
-        .into_raw_fd();
+    let fd = std::fs::File::open("/proc/self/ns/net").map_err(|e| e.to_string())?.into_raw_fd();
     Ok(Box::new(move || sys!(fcntl(fd, libc::F_GETFL)).map(drop)))
 }
 
@@ -292,9 +238,7 @@ fn other_namespace(stage: &mut Stage) -> Fallible<Check> {
         sys!(sethostname(c("other").as_ptr(), 5))?;
         let name = || crate::procfs::text("/proc/sys/kernel/hostname");
         same("host name", "other\n".to_owned(), name()?)?;
-        Ok(Box::new(move || {
-            same("host name", "other\n".to_owned(), name()?)
-        }))
+        Ok(Box::new(move || same("host name", "other\n".to_owned(), name()?)))
     });
     outcome.map(drop)?;
     Ok(Box::new(|| Ok(())))
@@ -322,10 +266,7 @@ fn tcp_unaccepted(_: &mut Stage) -> Fallible<Check> {
         same("what was sent early", b"early", &early)?;
         kept.push((
             server,
-            std::mem::replace(
-                &mut client,
-                TcpStream::connect("127.0.0.1:7005").map_err(|e| e.to_string())?,
-            ),
+            std::mem::replace(&mut client, TcpStream::connect("127.0.0.1:7005").map_err(|e| e.to_string())?),
         ));
         client.write_all(b"early").map_err(|e| e.to_string())
     }))

@@ -36,23 +36,15 @@ fn talk(a: &UnixStream, b: &UnixStream) -> Fallible {
 
 fn name(address: std::io::Result<SocketAddr>) -> Fallible<Vec<u8>> {
     let address = said(address)?;
-    let path = address
-        .as_pathname()
-        .map(|p| p.as_os_str().as_encoded_bytes());
-    Ok(path
-        .or(address.as_abstract_name())
-        .unwrap_or_default()
-        .to_vec())
+    let path = address.as_pathname().map(|p| p.as_os_str().as_encoded_bytes());
+    Ok(path.or(address.as_abstract_name()).unwrap_or_default().to_vec())
 }
 
 /// A listener with a file of its own mode and owner, and a connection with content on its way.
 fn listening(_: &mut Stage) -> Fallible<Check> {
     let path = "/named.sock";
     let listener = said(UnixListener::bind(path))?;
-    said(std::fs::set_permissions(
-        path,
-        std::fs::Permissions::from_mode(0o640),
-    ))?;
+    said(std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o640)))?;
     sys!(chown(c(path).as_ptr(), 12, 34))?;
     let mut client = said(UnixStream::connect(path))?;
     let (mut server, _) = said(listener.accept())?;
@@ -65,23 +57,12 @@ fn listening(_: &mut Stage) -> Fallible<Check> {
         said(client.read_exact(&mut b))?;
         same("content", &there, &a)?;
         same("content, the other way", &back, &b)?;
-        for address in [
-            listener.local_addr(),
-            server.local_addr(),
-            client.peer_addr(),
-        ] {
+        for address in [listener.local_addr(), server.local_addr(), client.peer_addr()] {
             same("name", path.as_bytes().to_vec(), name(address)?)?;
         }
-        holds(
-            said(client.local_addr())?.is_unnamed(),
-            "the client has no name",
-        )?;
+        holds(said(client.local_addr())?.is_unnamed(), "the client has no name")?;
         let file = said(std::fs::symlink_metadata(path))?;
-        same(
-            "mode and owner",
-            (0o640, 12, 34),
-            (file.mode() & 0o7777, file.uid(), file.gid()),
-        )?;
+        same("mode and owner", (0o640, 12, 34), (file.mode() & 0o7777, file.uid(), file.gid()))?;
         let another = said(UnixStream::connect(path))?;
         talk(&said(listener.accept())?.0, &another)?;
         said(client.write_all(&there))?;
@@ -101,26 +82,16 @@ fn abstract_names(_: &mut Stage) -> Fallible<Check> {
         for (to, from) in address.sun_path[1..].iter_mut().zip(name) {
             *to = *from as libc::c_char;
         }
-        sys!(bind(
-            fd,
-            (&raw const address).cast(),
-            3 + name.len() as u32
-        ))
+        sys!(bind(fd, (&raw const address).cast(), 3 + name.len() as u32))
     };
     bind(client, client_name)?;
-    let client = UnixStream::from(unsafe {
-        <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(client)
-    });
+    let client = UnixStream::from(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(client) });
     let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
     address.sun_family = libc::AF_UNIX as u16;
     for (to, from) in address.sun_path[1..].iter_mut().zip(server_name) {
         *to = *from as libc::c_char;
     }
-    sys!(connect(
-        client.as_raw_fd(),
-        (&raw const address).cast(),
-        3 + server_name.len() as u32
-    ))?;
+    sys!(connect(client.as_raw_fd(), (&raw const address).cast(), 3 + server_name.len() as u32))?;
     let (server, _) = said(listener.accept())?;
     Ok(Box::new(move || {
         talk(&server, &client)?;
@@ -142,11 +113,7 @@ fn relative(_: &mut Stage) -> Fallible<Check> {
     let listener = said(UnixListener::bind("where/it.sock"))?;
     said(std::env::set_current_dir("/"))?;
     Ok(Box::new(move || {
-        same(
-            "name",
-            b"where/it.sock".to_vec(),
-            name(listener.local_addr())?,
-        )?;
+        same("name", b"where/it.sock".to_vec(), name(listener.local_addr())?)?;
         let client = said(UnixStream::connect("/some/where/it.sock"))?;
         talk(&said(listener.accept())?.0, &client)
     }))
@@ -170,10 +137,7 @@ fn orphans(_: &mut Stage) -> Fallible<Check> {
             talk(server, client)?;
             same("name", path.as_bytes().to_vec(), name(server.local_addr())?)?;
         }
-        holds(
-            !std::path::Path::new("/deleted.sock").exists(),
-            "the file is still deleted",
-        )?;
+        holds(!std::path::Path::new("/deleted.sock").exists(), "the file is still deleted")?;
         let left = said(std::fs::symlink_metadata("/left.sock"))?;
         holds(left.file_type().is_socket(), "the file is still there")?;
         let another = said(UnixStream::connect("/replaced.sock"))?;
@@ -214,11 +178,7 @@ fn datagrams(_: &mut Stage) -> Fallible<Check> {
             same("sender", expected.to_vec(), name(Ok(from))?)?;
         }
         let nothing = server.recv(&mut [0; 9]).map_err(|e| e.kind());
-        same(
-            "nothing more",
-            Err(std::io::ErrorKind::WouldBlock),
-            nothing.map(|_| ()),
-        )?;
+        same("nothing more", Err(std::io::ErrorKind::WouldBlock), nothing.map(|_| ()))?;
         fill(&senders)
     }))
 }
@@ -228,10 +188,7 @@ fn one_way(_: &mut Stage) -> Fallible<Check> {
     let server = said(UnixDatagram::bind("/server.sock"))?;
     let client = said(UnixDatagram::unbound())?;
     said(client.connect("/server.sock"))?;
-    let (a, b) = (
-        said(UnixDatagram::bind("/a.sock"))?,
-        said(UnixDatagram::bind("/b.sock"))?,
-    );
+    let (a, b) = (said(UnixDatagram::bind("/a.sock"))?, said(UnixDatagram::bind("/b.sock"))?);
     said(a.connect("/b.sock"))?;
     said(b.connect("/a.sock"))?;
     said(a.send(b"to b"))?;
@@ -273,11 +230,7 @@ fn one_way(_: &mut Stage) -> Fallible<Check> {
 /// Bound and no more, and not even that.
 fn idle(_: &mut Stage) -> Fallible<Check> {
     let bound = said(UnixDatagram::bind("/bound.sock"))?;
-    let blank = sys!(socket(
-        libc::AF_UNIX,
-        libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK,
-        0
-    ))? as i32;
+    let blank = sys!(socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK, 0))? as i32;
     let mut listener = None;
     Ok(Box::new(move || {
         same("name", b"/bound.sock".to_vec(), name(bound.local_addr())?)?;

@@ -20,33 +20,19 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
 
 fn pair(kind: i32) -> Fallible<[i32; 2]> {
     let mut ends = [0; 2];
-    sys!(socketpair(
-        libc::AF_UNIX,
-        kind | libc::SOCK_NONBLOCK,
-        0,
-        ends.as_mut_ptr()
-    ))?;
+    sys!(socketpair(libc::AF_UNIX, kind | libc::SOCK_NONBLOCK, 0, ends.as_mut_ptr()))?;
     Ok(ends)
 }
 
 fn option(fd: i32, name: i32) -> Fallible<i32> {
     let (mut value, mut size) = (0i32, 4u32);
-    sys!(getsockopt(
-        fd,
-        libc::SOL_SOCKET,
-        name,
-        (&raw mut value).cast(),
-        &mut size
-    ))?;
+    sys!(getsockopt(fd, libc::SOL_SOCKET, name, (&raw mut value).cast(), &mut size))?;
     Ok(value)
 }
 
 /// Different content in both directions, and nothing.
 fn stream(_: &mut Stage) -> Fallible<Check> {
-    let (ends, empty) = (
-        pair(libc::SOCK_STREAM)?,
-        pair(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?,
-    );
+    let (ends, empty) = (pair(libc::SOCK_STREAM)?, pair(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?);
     let (there, back) = (noise(1, 50_000), noise(2, 321));
     let fill = move || -> Fallible {
         write(ends[0], &noise(1, 50_000))?;
@@ -55,21 +41,13 @@ fn stream(_: &mut Stage) -> Fallible<Check> {
     fill()?;
     Ok(Box::new(move || {
         same("content", &there, &read_exact(ends[1], there.len())?)?;
-        same(
-            "content, the other way",
-            &back,
-            &read_exact(ends[0], back.len())?,
-        )?;
+        same("content, the other way", &back, &read_exact(ends[0], back.len())?)?;
         for end in empty {
             fails_with("nothing is there", libc::EAGAIN, read(end, 1).map(|_| 0))?;
             same("close-on-exec", 1, sys!(fcntl(end, libc::F_GETFD))?)?;
         }
         write(empty[0], b"still a pair")?;
-        same(
-            "still a pair",
-            b"still a pair".to_vec(),
-            read(empty[1], 100)?,
-        )?;
+        same("still a pair", b"still a pair".to_vec(), read(empty[1], 100)?)?;
         fill()
     }))
 }
@@ -88,17 +66,9 @@ fn messages(kind: i32) -> Fallible<Check> {
     fill()?;
     Ok(Box::new(move || {
         for size in sizes {
-            same(
-                format!("message of {size} bytes"),
-                noise(size as u64, size),
-                read(ends[1], 20_000)?,
-            )?;
+            same(format!("message of {size} bytes"), noise(size as u64, size), read(ends[1], 20_000)?)?;
             let half = noise(size as u64, size)[..size / 2].to_vec();
-            same(
-                format!("message of {} bytes", size / 2),
-                half,
-                read(ends[0], 20_000)?,
-            )?;
+            same(format!("message of {} bytes", size / 2), half, read(ends[0], 20_000)?)?;
         }
         fails_with("nothing more", libc::EAGAIN, read(ends[1], 1).map(|_| 0))?;
         same("kind", kind, option(ends[0], libc::SO_TYPE)?)?;
@@ -122,24 +92,12 @@ fn half_closed(_: &mut Stage) -> Fallible<Check> {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let mut expected: &[u8] = b"the last";
     Ok(Box::new(move || {
-        same(
-            "what was sent before",
-            expected.to_vec(),
-            read(ends[1], 100)?,
-        )?;
+        same("what was sent before", expected.to_vec(), read(ends[1], 100)?)?;
         expected = b"";
         same("end of file", Vec::new(), read(ends[1], 100)?)?;
-        fails_with(
-            "a closed direction",
-            libc::EPIPE,
-            write(ends[0], b"x").map(|()| 0),
-        )?;
+        fails_with("a closed direction", libc::EPIPE, write(ends[0], b"x").map(|()| 0))?;
         write(ends[1], b"the other way")?;
-        same(
-            "the other way is open",
-            b"the other way".to_vec(),
-            read(ends[0], 100)?,
-        )
+        same("the other way is open", b"the other way".to_vec(), read(ends[0], 100)?)
     }))
 }
 
@@ -156,11 +114,7 @@ fn closed_peer(_: &mut Stage) -> Fallible<Check> {
         for ends in [stream, packets] {
             same("last words", expected.to_vec(), read(ends[0], 100)?)?;
             same("end of file", Vec::new(), read(ends[0], 100)?)?;
-            fails_with(
-                "nobody listens",
-                libc::EPIPE,
-                write(ends[0], b"x").map(|()| 0),
-            )?;
+            fails_with("nobody listens", libc::EPIPE, write(ends[0], b"x").map(|()| 0))?;
         }
         expected = b"";
         Ok(())
@@ -171,14 +125,7 @@ fn closed_peer(_: &mut Stage) -> Fallible<Check> {
 fn options(_: &mut Stage) -> Fallible<Check> {
     let ends = pair(libc::SOCK_STREAM)?;
     let set = |name: i32, value: i32| {
-        sys!(setsockopt(
-            ends[0],
-            libc::SOL_SOCKET,
-            name,
-            (&raw const value).cast(),
-            4
-        ))
-        .map(drop)
+        sys!(setsockopt(ends[0], libc::SOL_SOCKET, name, (&raw const value).cast(), 4)).map(drop)
     };
     set(libc::SO_SNDBUF, 50_000)?;
     set(libc::SO_RCVBUF, 60_000)?;
@@ -187,51 +134,16 @@ fn options(_: &mut Stage) -> Fallible<Check> {
     // A program of one instruction that lets 0xffff bytes through: struct sock_filter and struct sock_fprog.
     let pass = [0x06u64 | 0xffff << 32];
     let program = (1u16, pass.as_ptr());
-    sys!(setsockopt(
-        ends[0],
-        libc::SOL_SOCKET,
-        libc::SO_ATTACH_FILTER,
-        (&raw const program).cast(),
-        16
-    ))?;
-    let time = libc::timeval {
-        tv_sec: 7,
-        tv_usec: 500_000,
-    };
-    sys!(setsockopt(
-        ends[0],
-        libc::SOL_SOCKET,
-        libc::SO_RCVTIMEO,
-        (&raw const time).cast(),
-        16
-    ))?;
+    sys!(setsockopt(ends[0], libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const program).cast(), 16))?;
+    let time = libc::timeval { tv_sec: 7, tv_usec: 500_000 };
+    sys!(setsockopt(ends[0], libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const time).cast(), 16))?;
     let look = move || -> Fallible<(Vec<i32>, i64)> {
-        let names = [
-            libc::SO_SNDBUF,
-            libc::SO_RCVBUF,
-            libc::SO_PASSCRED,
-            libc::SO_RCVLOWAT,
-        ];
-        let values = names
-            .iter()
-            .map(|name| option(ends[0], *name))
-            .collect::<Fallible<Vec<_>>>()?;
+        let names = [libc::SO_SNDBUF, libc::SO_RCVBUF, libc::SO_PASSCRED, libc::SO_RCVLOWAT];
+        let values = names.iter().map(|name| option(ends[0], *name)).collect::<Fallible<Vec<_>>>()?;
         let (mut time, mut size): (libc::timeval, u32) = (unsafe { std::mem::zeroed() }, 16);
-        sys!(getsockopt(
-            ends[0],
-            libc::SOL_SOCKET,
-            libc::SO_RCVTIMEO,
-            (&raw mut time).cast(),
-            &mut size
-        ))?;
+        sys!(getsockopt(ends[0], libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw mut time).cast(), &mut size))?;
         let (mut filter, mut length) = ([0u64; 4], 4u32);
-        sys!(getsockopt(
-            ends[0],
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            filter.as_mut_ptr().cast(),
-            &mut length
-        ))?;
+        sys!(getsockopt(ends[0], libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter.as_mut_ptr().cast(), &mut length))?;
         same("filter", (pass[0], 1), (filter[0], length))?;
         Ok((values, time.tv_sec * 1000 + time.tv_usec / 1000))
     };
@@ -242,12 +154,7 @@ fn options(_: &mut Stage) -> Fallible<Check> {
 /// Between parent and child, with a request on its way.
 fn between(stage: &mut Stage) -> Fallible<Check> {
     let mut ends = [0; 2];
-    sys!(socketpair(
-        libc::AF_UNIX,
-        libc::SOCK_SEQPACKET,
-        0,
-        ends.as_mut_ptr()
-    ))?;
+    sys!(socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()))?;
     stage.member("child", move |_| {
         sys!(close(ends[0]))?;
         std::thread::spawn(move || {
@@ -285,11 +192,7 @@ fn reset(_: &mut Stage) -> Fallible<Check> {
         if first {
             same("last words", b"farewell".to_vec(), read(stream[0], 100)?)?;
             for ends in [stream, packets] {
-                fails_with(
-                    "the peer had not read all",
-                    libc::ECONNRESET,
-                    read(ends[0], 100).map(|_| 0),
-                )?;
+                fails_with("the peer had not read all", libc::ECONNRESET, read(ends[0], 100).map(|_| 0))?;
             }
             first = false;
         }
@@ -303,10 +206,7 @@ fn reset(_: &mut Stage) -> Fallible<Check> {
 /// A message with who sent it.
 fn read_with_sender(fd: i32) -> Fallible<(Vec<u8>, libc::ucred)> {
     let (mut bytes, mut control) = ([0u8; 100], [0u64; 8]);
-    let mut part = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: bytes.len(),
-    };
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &mut part;
     message.msg_iovlen = 1;
@@ -327,13 +227,7 @@ fn senders(stage: &mut Stage) -> Fallible<Check> {
         let ends = pair(kind)?;
         let on = 1i32;
         let to = (&raw const on).cast();
-        sys!(setsockopt(
-            ends[1],
-            libc::SOL_SOCKET,
-            libc::SO_PASSCRED,
-            to,
-            4
-        ))?;
+        sys!(setsockopt(ends[1], libc::SOL_SOCKET, libc::SO_PASSCRED, to, 4))?;
         write(ends[0], b"init")?;
         all.push(ends);
     }
@@ -387,13 +281,7 @@ fn senders(stage: &mut Stage) -> Fallible<Check> {
 fn peeking(_: &mut Stage) -> Fallible<Check> {
     let ends = pair(libc::SOCK_SEQPACKET)?;
     let zero = 0i32;
-    sys!(setsockopt(
-        ends[1],
-        libc::SOL_SOCKET,
-        libc::SO_PEEK_OFF,
-        (&raw const zero).cast(),
-        4
-    ))?;
+    sys!(setsockopt(ends[1], libc::SOL_SOCKET, libc::SO_PEEK_OFF, (&raw const zero).cast(), 4))?;
     let look = move || -> Fallible<Vec<u8>> {
         let mut bytes = [0u8; 100];
         let to = bytes.as_mut_ptr().cast();
@@ -425,13 +313,7 @@ fn peers(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || {
         for end in ends {
             let (mut maker, mut size): (libc::ucred, u32) = (unsafe { std::mem::zeroed() }, 12);
-            sys!(getsockopt(
-                end,
-                libc::SOL_SOCKET,
-                libc::SO_PEERCRED,
-                (&raw mut maker).cast(),
-                &mut size
-            ))?;
+            sys!(getsockopt(end, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut maker).cast(), &mut size))?;
             same("user and group", (78, 77), (maker.uid, maker.gid))?;
         }
         Ok(())

@@ -27,11 +27,7 @@ pub fn peer_name(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
     let mut buf = [0; 28];
     // A struct sockaddr_in or sockaddr_in6; the kernel wants its exact length.
     let family = sockopt::get_int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?;
-    let buf = if family == libc::AF_INET {
-        &mut buf[..16]
-    } else {
-        &mut buf[..]
-    };
+    let buf = if family == libc::AF_INET { &mut buf[..16] } else { &mut buf[..] };
     sockopt::get_bytes(fd, libc::SOL_SOCKET, SO_PEERNAME, buf)?;
     let port = u16::from_be_bytes([buf[2], buf[3]]);
     match (buf.get(8..24), buf.get(24..28)) {
@@ -54,10 +50,7 @@ pub fn connect(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
     with_sockaddr(address, |a| socket::connect(fd.as_raw_fd(), a))
 }
 
-fn with_sockaddr(
-    address: SocketAddr,
-    call: impl FnOnce(&dyn SockaddrLike) -> nix::Result<()>,
-) -> io::Result<()> {
+fn with_sockaddr(address: SocketAddr, call: impl FnOnce(&dyn SockaddrLike) -> nix::Result<()>) -> io::Result<()> {
     match address {
         SocketAddr::V4(a) => call(&SockaddrIn::from(a))?,
         SocketAddr::V6(a) => call(&SockaddrIn6::from(a))?,
@@ -128,23 +121,14 @@ mod tests {
 
     #[test]
     fn addresses_go_through_the_record() {
-        for (text, family) in [
-            ("10.1.2.3:80", libc::AF_INET),
-            ("[fd00::7]:8080", libc::AF_INET6),
-        ] {
+        for (text, family) in [("10.1.2.3:80", libc::AF_INET), ("[fd00::7]:8080", libc::AF_INET6)] {
             let address: SocketAddr = text.parse().unwrap();
             let there = words(address);
             assert_eq!(endpoint(family as u32, &there, 65536), None);
             let back = endpoint(family as u32, &there, address.port().into());
             assert_eq!(back, Some(address));
-            assert_eq!(
-                endpoint(family as u32, &[there, vec![0]].concat(), 80),
-                None
-            );
+            assert_eq!(endpoint(family as u32, &[there, vec![0]].concat(), 80), None);
         }
-        assert_eq!(
-            words("1.0.0.0:1".parse().unwrap()),
-            [u32::from_ne_bytes([1, 0, 0, 0])]
-        );
+        assert_eq!(words("1.0.0.0:1".parse().unwrap()), [u32::from_ne_bytes([1, 0, 0, 0])]);
     }
 }

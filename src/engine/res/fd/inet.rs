@@ -19,7 +19,9 @@ impl FdKind for TcpSocket {
 
     fn claims(f: &FdFacts) -> bool {
         let is_tcp = |(family, kind, protocol)| {
-            matches!(family, libc::AF_INET | libc::AF_INET6) && kind == libc::SOCK_STREAM && protocol == libc::IPPROTO_TCP
+            matches!(family, libc::AF_INET | libc::AF_INET6)
+                && kind == libc::SOCK_STREAM
+                && protocol == libc::IPPROTO_TCP
         };
         f.link.starts_with(b"socket:[") && file::socket_kind(&f.dup).is_some_and(is_tcp)
     }

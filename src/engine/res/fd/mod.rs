@@ -205,7 +205,10 @@ fn refuse_unknown<T>(f: &FdFacts) -> Result<T> {
         };
         return f.refuse(why, "close it before the checkpoint, or stop and start the container instead");
     }
-    f.refuse("files of this kind cannot be carried", "close it before the checkpoint, or stop and start the container instead")
+    f.refuse(
+        "files of this kind cannot be carried",
+        "close it before the checkpoint, or stop and start the container instead",
+    )
 }
 
 fd_kinds! {

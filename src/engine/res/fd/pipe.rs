@@ -70,7 +70,9 @@ impl FdKind for Pipe {
         let failed = || Error::system(format!("make pipe {:#x}", r.pipe_id));
         let ends = match shop.pipes.entry(r.pipe_id) {
             std::collections::hash_map::Entry::Occupied(o) => o.into_mut(),
-            std::collections::hash_map::Entry::Vacant(v) => v.insert(make(r.pipe_id, &shop.pipe_data).map_err(failed())?),
+            std::collections::hash_map::Entry::Vacant(v) => {
+                v.insert(make(r.pipe_id, &shop.pipe_data).map_err(failed())?)
+            }
         };
         let end = if r.flags as c_int & libc::O_ACCMODE == libc::O_RDONLY { &ends.read } else { &ends.write };
         let fd = file::reopen(end, r.flags & libc::O_ACCMODE as u32).map_err(failed())?;
@@ -98,7 +100,10 @@ pub fn finish(all: &mut Collected) -> Result<()> {
         }
         let f = &seen.facts;
         if !inside && !other_side_closed(f)? {
-            return f.refuse("its other end is outside the container", "pass it as standard input, output or error, or close it");
+            return f.refuse(
+                "its other end is outside the container",
+                "pass it as standard input, output or error, or close it",
+            );
         }
         if seen.reader {
             let size = file::pipe_size(&f.dup).map_err(|e| Error::proc(f.pid, e))?;
@@ -124,7 +129,8 @@ fn other_side_closed(f: &FdFacts) -> Result<bool> {
 /// What the pipe holds, left in it: one piece, or one per packet (O_DIRECT).
 fn content(f: &FdFacts, size: u32, packets: bool) -> nix::Result<Vec<Vec<u8>>> {
     let readable = f.flags() as c_int & libc::O_ACCMODE != libc::O_WRONLY;
-    let source = if readable { f.dup.try_clone() } else { file::reopen(&f.dup, (libc::O_RDONLY | libc::O_NONBLOCK) as u32) };
+    let source =
+        if readable { f.dup.try_clone() } else { file::reopen(&f.dup, (libc::O_RDONLY | libc::O_NONBLOCK) as u32) };
     let source = source.map_err(|e| nix::Error::from_raw(e.raw_os_error().unwrap_or(0)))?;
     let (r, w) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     // As many slots as the pipe has: each may hold a single byte.

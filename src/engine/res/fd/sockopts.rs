@@ -34,33 +34,18 @@ fn get(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<u32> {
 }
 
 fn get_words<const N: usize>(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<[u32; N]> {
-    sockopt::get_words(fd, level, name).map_err(|source| Error {
-        level,
-        name,
-        source,
-    })
+    sockopt::get_words(fd, level, name).map_err(|source| Error { level, name, source })
 }
 
 fn set_words(fd: BorrowedFd<'_>, level: c_int, name: c_int, words: &[u32]) -> Result<()> {
-    sockopt::set_words(fd, level, name, words).map_err(|source| Error {
-        level,
-        name,
-        source,
-    })
+    sockopt::set_words(fd, level, name, words).map_err(|source| Error { level, name, source })
 }
 
 /// None if this kernel, or this sort of socket, has no such option.
 fn get_known(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<Option<u32>> {
     match get(fd, level, name) {
         Ok(value) => Ok(Some(value)),
-        Err(e)
-            if matches!(
-                e.source.raw_os_error(),
-                Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP)
-            ) =>
-        {
-            Ok(None)
-        }
+        Err(e) if matches!(e.source.raw_os_error(), Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP)) => Ok(None),
         Err(e) => Err(e),
     }
 }
@@ -83,18 +68,13 @@ pub fn dump(fd: BorrowedFd<'_>) -> Result<SkOptsEntry> {
     let [lingers, linger] = get_words(fd, SOL_SOCKET, libc::SO_LINGER)?;
     let tcp = get(fd, SOL_SOCKET, libc::SO_PROTOCOL)? == IPPROTO_TCP as u32;
     let keep = |name| {
-        if tcp {
-            get(fd, IPPROTO_TCP, name).map(Some)
-        } else {
-            Ok(None)
-        }
+        if tcp { get(fd, IPPROTO_TCP, name).map(Some) } else { Ok(None) }
     };
-    let device =
-        sockopt::get_name(fd, SOL_SOCKET, libc::SO_BINDTODEVICE).map_err(|source| Error {
-            level: SOL_SOCKET,
-            name: libc::SO_BINDTODEVICE,
-            source,
-        })?;
+    let device = sockopt::get_name(fd, SOL_SOCKET, libc::SO_BINDTODEVICE).map_err(|source| Error {
+        level: SOL_SOCKET,
+        name: libc::SO_BINDTODEVICE,
+        source,
+    })?;
     Ok(SkOptsEntry {
         so_sndbuf: int(libc::SO_SNDBUF)?,
         so_rcvbuf: int(libc::SO_RCVBUF)?,
@@ -136,55 +116,30 @@ fn timeout(fd: BorrowedFd<'_>, name: c_int) -> Result<(u64, u64)> {
 
 /// Two words of an ABI struct as the one of 64 bits that they are.
 fn wide(first: u32, second: u32) -> u64 {
-    u64::from_ne_bytes(std::array::from_fn(|i| {
-        [first, second].map(u32::to_ne_bytes).as_flattened()[i]
-    }))
+    u64::from_ne_bytes(std::array::from_fn(|i| [first, second].map(u32::to_ne_bytes).as_flattened()[i]))
 }
 
 /// Sets what the caller of bind(2) or connect(2) must have set before.
 pub fn restore_before_bind(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
     set(fd, SOL_SOCKET, libc::SO_MARK, opts.so_mark.unwrap_or(0))?;
-    set(
-        fd,
-        SOL_SOCKET,
-        libc::SO_REUSEPORT,
-        opts.so_reuseport.unwrap_or(false).into(),
-    )?;
+    set(fd, SOL_SOCKET, libc::SO_REUSEPORT, opts.so_reuseport.unwrap_or(false).into())?;
     if let Some(device) = &opts.so_bound_dev {
-        sockopt::set_bytes(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_bytes()).map_err(
-            |source| Error {
-                level: SOL_SOCKET,
-                name: libc::SO_BINDTODEVICE,
-                source,
-            },
-        )?;
+        sockopt::set_bytes(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_bytes()).map_err(|source| Error {
+            level: SOL_SOCKET,
+            name: libc::SO_BINDTODEVICE,
+            source,
+        })?;
     }
     restore_buffers(fd, opts, 0, 0)
 }
 
 /// Sets the sizes of the buffers, in bytes, but to no less than needed for `sndq` and `rcvq` bytes of data.
 /// Until [`restore_buffer_locks`] the kernel leaves them as they are.
-pub fn restore_buffers(
-    fd: BorrowedFd<'_>,
-    opts: &SkOptsEntry,
-    sndq: usize,
-    rcvq: usize,
-) -> Result<()> {
+pub fn restore_buffers(fd: BorrowedFd<'_>, opts: &SkOptsEntry, sndq: usize, rcvq: usize) -> Result<()> {
     // The kernel doubles what it is given, for its own overhead.
-    let size =
-        |dumped: u32, queue: usize| (dumped / 2).max((queue + 65536 * (queue > 0) as usize) as u32);
-    set_words(
-        fd,
-        SOL_SOCKET,
-        libc::SO_SNDBUFFORCE,
-        &[size(opts.so_sndbuf, sndq)],
-    )?;
-    set_words(
-        fd,
-        SOL_SOCKET,
-        libc::SO_RCVBUFFORCE,
-        &[size(opts.so_rcvbuf, rcvq)],
-    )
+    let size = |dumped: u32, queue: usize| (dumped / 2).max((queue + 65536 * (queue > 0) as usize) as u32);
+    set_words(fd, SOL_SOCKET, libc::SO_SNDBUFFORCE, &[size(opts.so_sndbuf, sndq)])?;
+    set_words(fd, SOL_SOCKET, libc::SO_RCVBUFFORCE, &[size(opts.so_rcvbuf, rcvq)])
 }
 
 /// Gives the sizes that the process did not choose back to the kernel's own tuning.
@@ -234,11 +189,7 @@ pub fn restore(fd: BorrowedFd<'_>, opts: &SkOptsEntry) -> Result<()> {
         (libc::SO_RCVTIMEO, opts.so_rcv_tmo_sec, opts.so_rcv_tmo_usec),
     ] {
         let bytes = [sec.to_ne_bytes(), usec.to_ne_bytes()].concat();
-        sockopt::set_bytes(fd, SOL_SOCKET, name, &bytes).map_err(|source| Error {
-            level: SOL_SOCKET,
-            name,
-            source,
-        })?;
+        sockopt::set_bytes(fd, SOL_SOCKET, name, &bytes).map_err(|source| Error { level: SOL_SOCKET, name, source })?;
     }
     Ok(())
 }
@@ -260,11 +211,7 @@ pub fn restore_ip(fd: BorrowedFd<'_>, opts: &IpOptsEntry) -> Result<()> {
     set_all(
         fd,
         IPPROTO_IP,
-        [
-            (libc::IP_TOS, opts.tos),
-            (libc::IP_TTL, opts.ttl),
-            (libc::IP_PKTINFO, opts.pktinfo.map(u32::from)),
-        ],
+        [(libc::IP_TOS, opts.tos), (libc::IP_TTL, opts.ttl), (libc::IP_PKTINFO, opts.pktinfo.map(u32::from))],
     )
 }
 
@@ -295,11 +242,7 @@ pub fn restore_tcp(fd: BorrowedFd<'_>, opts: &TcpOptsEntry) -> Result<()> {
     )
 }
 
-fn set_all<const N: usize>(
-    fd: BorrowedFd<'_>,
-    level: c_int,
-    options: [(c_int, Option<u32>); N],
-) -> Result<()> {
+fn set_all<const N: usize>(fd: BorrowedFd<'_>, level: c_int, options: [(c_int, Option<u32>); N]) -> Result<()> {
     for (name, value) in options {
         if let Some(value) = value {
             set(fd, level, name, value)?;
@@ -365,13 +308,7 @@ pub fn dump_more(fd: BorrowedFd<'_>, uid: u32) -> Result<LmrunSocket> {
     }
     let tcp = get(fd, SOL_SOCKET, libc::SO_PROTOCOL)? == IPPROTO_TCP as u32;
     let congestion = tcp.then(|| congestion(fd)).transpose()?;
-    Ok(LmrunSocket {
-        id: 0,
-        uid,
-        congestion,
-        options,
-        peer: None,
-    })
+    Ok(LmrunSocket { id: 0, uid, congestion, options, peer: None })
 }
 
 /// Sets what [`dump_more`] has read. Options that it does not know are not touched: images are not
@@ -381,11 +318,7 @@ pub fn restore_more(fd: BorrowedFd<'_>, more: &LmrunSocket) -> Result<()> {
         && congestion(fd)? != *wanted
     {
         let (level, name) = (IPPROTO_TCP, libc::TCP_CONGESTION);
-        sockopt::set_bytes(fd, level, name, wanted.as_bytes()).map_err(|source| Error {
-            level,
-            name,
-            source,
-        })?;
+        sockopt::set_bytes(fd, level, name, wanted.as_bytes()).map_err(|source| Error { level, name, source })?;
     }
     restore_some(fd, more, &MORE)
 }
@@ -397,10 +330,7 @@ pub fn restore_more_before_bind(fd: BorrowedFd<'_>, more: &LmrunSocket) -> Resul
 
 fn restore_some(fd: BorrowedFd<'_>, more: &LmrunSocket, known: &[(c_int, c_int)]) -> Result<()> {
     for &(level, name) in known {
-        let dumped = more
-            .options
-            .iter()
-            .find(|o| (o.level, o.name) == (level as u32, name as u32));
+        let dumped = more.options.iter().find(|o| (o.level, o.name) == (level as u32, name as u32));
         if let Some(option) = dumped {
             set(fd, level, name, option.value)?;
         }
@@ -410,9 +340,5 @@ fn restore_some(fd: BorrowedFd<'_>, more: &LmrunSocket, known: &[(c_int, c_int)]
 
 fn congestion(fd: BorrowedFd<'_>) -> Result<String> {
     let (level, name) = (IPPROTO_TCP, libc::TCP_CONGESTION);
-    sockopt::get_name(fd, level, name).map_err(|source| Error {
-        level,
-        name,
-        source,
-    })
+    sockopt::get_name(fd, level, name).map_err(|source| Error { level, name, source })
 }

@@ -5,9 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, listen, shutdown, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, Shutdown, SockFlag, SockType, listen, shutdown, socket};
 use nix::unistd::{Uid, fchown};
 
 use super::{address, sockopts};
@@ -28,10 +26,7 @@ pub enum Error {
     #[error("TCP socket in the image: {0}")]
     Image(&'static str),
     #[error("{call}")]
-    Call {
-        call: &'static str,
-        source: io::Error,
-    },
+    Call { call: &'static str, source: io::Error },
     #[error(transparent)]
     Option(#[from] sockopts::Error),
 }
@@ -39,15 +34,8 @@ pub enum Error {
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
 /// Names the call that failed.
-pub(super) fn call<T, E: Into<io::Error>>(
-    call: &'static str,
-) -> impl FnOnce(std::result::Result<T, E>) -> Result<T> {
-    move |result| {
-        result.map_err(|e| Error::Call {
-            call,
-            source: e.into(),
-        })
-    }
+pub(super) fn call<T, E: Into<io::Error>>(call: &'static str) -> impl FnOnce(std::result::Result<T, E>) -> Result<T> {
+    move |result| result.map_err(|e| Error::Call { call, source: e.into() })
 }
 
 /// What must be done with a socket, by its state.
@@ -76,9 +64,7 @@ impl Kind {
             | state::CLOSE_WAIT
             | state::LAST_ACK
             | state::CLOSING => Ok(Self::Connected),
-            other => Err(Error::Unsupported {
-                what: format!("in state {}", state::name(other)),
-            }),
+            other => Err(Error::Unsupported { what: format!("in state {}", state::name(other)) }),
         }
     }
 
@@ -90,10 +76,7 @@ impl Kind {
 
 /// We have sent FIN, or are about to: it has the sequence number before `write_seq`.
 pub(super) fn local_fin(state: u32) -> bool {
-    matches!(
-        state,
-        state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK
-    )
+    matches!(state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK)
 }
 
 /// The peer has not acknowledged our FIN.
@@ -123,16 +106,12 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts> {
     let int = |name| call("getsockopt")(sockopt::get_int(fd, SOL_SOCKET, name));
     let (family, protocol) = (int(libc::SO_DOMAIN)?, int(libc::SO_PROTOCOL)?);
     if !matches!(family, libc::AF_INET | libc::AF_INET6) || protocol != IPPROTO_TCP {
-        return Err(Error::Unsupported {
-            what: format!("of family {family}, protocol {protocol}"),
-        });
+        return Err(Error::Unsupported { what: format!("of family {family}, protocol {protocol}") });
     }
     if let Ok(ulp) = sockopt::get_name(fd, IPPROTO_TCP, libc::TCP_ULP)
         && !ulp.is_empty()
     {
-        return Err(Error::Unsupported {
-            what: format!("with upper layer protocol {ulp:?}"),
-        });
+        return Err(Error::Unsupported { what: format!("with upper layer protocol {ulp:?}") });
     }
     let stat = call("fstat")(nix::sys::stat::fstat(fd))?;
     let info = call("TCP_INFO")(tcp::info(fd))?;
@@ -185,11 +164,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts> {
         kind,
         entry,
         more: sockopts::dump_more(fd, stat.st_uid)?,
-        pending: if kind == Kind::Listening {
-            info.unacked
-        } else {
-            0
-        },
+        pending: if kind == Kind::Listening { info.unacked } else { 0 },
     })
 }
 
@@ -216,13 +191,7 @@ pub fn connection(entry: &InetSkEntry) -> Result<Connection> {
 
 /// Bytes that nobody has read yet have no connection any more with which they could be restored.
 pub(super) fn refuse_left_over(inq: usize) -> Result<()> {
-    if inq == 0 {
-        Ok(())
-    } else {
-        Err(Error::Unsupported {
-            what: format!("closed with {inq} unread bytes"),
-        })
-    }
+    if inq == 0 { Ok(()) } else { Err(Error::Unsupported { what: format!("closed with {inq} unread bytes") }) }
 }
 
 /// A new socket with the options that must be there before it has an address.
@@ -232,12 +201,7 @@ pub(super) fn fresh(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<O
         libc::AF_INET6 => AddressFamily::Inet6,
         _ => return Err(Error::Image("address family")),
     };
-    let owned = call("socket")(socket(
-        family,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    ))?;
+    let owned = call("socket")(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None))?;
     let fd = owned.as_fd();
     if let Some(more) = more {
         call("fchown")(fchown(fd, Some(Uid::from_raw(more.uid)), None))?;
@@ -247,12 +211,7 @@ pub(super) fn fresh(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<O
         sockopts::set(fd, IPPROTO_IPV6, libc::IPV6_V6ONLY, only.into())?;
     }
     if let Some(ip) = &entry.ip_opts {
-        sockopts::set(
-            fd,
-            IPPROTO_IP,
-            libc::IP_FREEBIND,
-            ip.freebind.unwrap_or(false).into(),
-        )?;
+        sockopts::set(fd, IPPROTO_IP, libc::IP_FREEBIND, ip.freebind.unwrap_or(false).into())?;
     }
     sockopts::restore_before_bind(fd, &entry.opts)?;
     Ok(owned)
@@ -288,11 +247,7 @@ pub fn create_unconnected(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Re
 }
 
 /// Sets the options that may be set at any time, but for the buffers and SO_REUSEADDR.
-pub(super) fn restore_options(
-    fd: BorrowedFd<'_>,
-    entry: &InetSkEntry,
-    more: Option<&LmrunSocket>,
-) -> Result<()> {
+pub(super) fn restore_options(fd: BorrowedFd<'_>, entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<()> {
     if let Some(ip) = &entry.ip_opts {
         sockopts::restore_ip(fd, ip)?;
     }
@@ -308,11 +263,7 @@ pub(super) fn restore_options(
 }
 
 /// The end of what has no connection.
-pub(super) fn finish(
-    fd: BorrowedFd<'_>,
-    entry: &InetSkEntry,
-    more: Option<&LmrunSocket>,
-) -> Result<()> {
+pub(super) fn finish(fd: BorrowedFd<'_>, entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<()> {
     restore_options(fd, entry, more)?;
     sockopts::restore_buffer_locks(fd, &entry.opts)?;
     restore_reuse(fd, &entry.opts)
@@ -330,10 +281,7 @@ pub(super) fn addresses(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<Conne
         Some(name) => call("SIOCGIFINDEX")(sockopt::interface_index(fd, name))?,
         None => 0,
     };
-    Ok(Connection {
-        local: address::scoped(local, scope),
-        remote: address::scoped(remote, scope),
-    })
+    Ok(Connection { local: address::scoped(local, scope), remote: address::scoped(remote, scope) })
 }
 
 pub(super) fn restore_shutdown(fd: BorrowedFd<'_>, entry: &InetSkEntry) -> Result<()> {

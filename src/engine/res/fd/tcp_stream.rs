@@ -13,8 +13,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use super::tcp::{
-    Error, Result, addresses, call, finish, fresh, local_fin, local_fin_unacked, refuse_left_over,
-    remote_fin, restore_options, restore_reuse, restore_shutdown, shut_down,
+    Error, Result, addresses, call, finish, fresh, local_fin, local_fin_unacked, refuse_left_over, remote_fin,
+    restore_options, restore_reuse, restore_shutdown, shut_down,
 };
 use super::{address, sockopts};
 use crate::engine::netlock::Connection;
@@ -65,10 +65,7 @@ fn read_silent(fd: BorrowedFd<'_>, entry: &mut InetSkEntry) -> Result<Option<Str
             return stream;
         }
     }
-    Err(Error::Call {
-        call: "reading the queues",
-        source: io::ErrorKind::WouldBlock.into(),
-    })
+    Err(Error::Call { call: "reading the queues", source: io::ErrorKind::WouldBlock.into() })
 }
 
 const READ_TRIES: u32 = 8;
@@ -102,12 +99,7 @@ fn read_queues(fd: BorrowedFd<'_>, lengths: Lengths, info: tcp::Info) -> Result<
     }
     let (inq_seq, inq) = read_queue(fd, Queue::Recv, lengths.inq)?;
     if peek_off >= 0 {
-        call("SO_PEEK_OFF")(sockopt::set_int(
-            fd,
-            SOL_SOCKET,
-            libc::SO_PEEK_OFF,
-            peek_off,
-        ))?;
+        call("SO_PEEK_OFF")(sockopt::set_int(fd, SOL_SOCKET, libc::SO_PEEK_OFF, peek_off))?;
     }
     let (outq_seq, outq) = read_queue(fd, Queue::Send, outq_len)?;
     let window = call("TCP_REPAIR_WINDOW")(tcp::window(fd))?;
@@ -121,11 +113,7 @@ fn read_queues(fd: BorrowedFd<'_>, lengths: Lengths, info: tcp::Info) -> Result<
         snd_wscale: info.snd_wscale,
         mss_clamp: call("TCP_MAXSEG")(tcp::max_segment(fd))?,
         rcv_wscale: Some(info.rcv_wscale),
-        timestamp: if timestamps {
-            Some(call("TCP_TIMESTAMP")(tcp::timestamp(fd))?)
-        } else {
-            None
-        },
+        timestamp: if timestamps { Some(call("TCP_TIMESTAMP")(tcp::timestamp(fd))?) } else { None },
         cork: None,
         nodelay: None,
         unsq_len: Some(unsent as u32),
@@ -147,10 +135,7 @@ fn read_queue(fd: BorrowedFd<'_>, queue: Queue, len: usize) -> Result<(u32, Vec<
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         let got = call("recv of a queue")(recv(fd.as_raw_fd(), &mut bytes, flags))?;
         if got != len {
-            return Err(Error::Call {
-                call: "recv of a queue",
-                source: io::ErrorKind::UnexpectedEof.into(),
-            });
+            return Err(Error::Call { call: "recv of a queue", source: io::ErrorKind::UnexpectedEof.into() });
         }
     }
     call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, Queue::None))?;
@@ -167,10 +152,7 @@ pub fn create(entry: &InetSkEntry, more: Option<&LmrunSocket>, stream: Stream) -
     if stream.inq.len() != tcp.inq_len as usize || stream.outq.len() != tcp.outq_len as usize {
         return Err(Error::Image("length of a queue"));
     }
-    if unsent > stream.outq.len()
-        || tcp.snd_wscale > 14
-        || tcp.rcv_wscale.is_some_and(|scale| scale > 14)
-    {
+    if unsent > stream.outq.len() || tcp.snd_wscale > 14 || tcp.rcv_wscale.is_some_and(|scale| scale > 14) {
         return Err(Error::Image("state of a connection"));
     }
     // The FINs come later, and by themselves.
@@ -179,10 +161,7 @@ pub fn create(entry: &InetSkEntry, more: Option<&LmrunSocket>, stream: Stream) -
     // Repair mode also gives the port whoever else uses it; SO_REUSEADDR would take that away again.
     silence(fd)?;
     sockopts::restore_buffers(fd, &entry.opts, 0, stream.inq.len())?;
-    for (queue, seq, len) in [
-        (Queue::Send, write_seq, stream.outq.len()),
-        (Queue::Recv, rcv_nxt, stream.inq.len()),
-    ] {
+    for (queue, seq, len) in [(Queue::Send, write_seq, stream.outq.len()), (Queue::Recv, rcv_nxt, stream.inq.len())] {
         call("TCP_REPAIR_QUEUE")(tcp::select_queue(fd, queue))?;
         call("TCP_QUEUE_SEQ")(tcp::set_queue_seq(fd, seq.wrapping_sub(len as u32)))?;
     }
@@ -222,18 +201,8 @@ pub fn create(entry: &InetSkEntry, more: Option<&LmrunSocket>, stream: Stream) -
         timestamp: None,
     };
     let timestamps = tcp.timestamp.is_some();
-    let voice = Voice::Established {
-        outq: stream.outq,
-        unsent,
-        timestamps,
-        ack,
-        fin,
-    };
-    Ok(Silent {
-        owned,
-        entry: entry.clone(),
-        voice,
-    })
+    let voice = Voice::Established { outq: stream.outq, unsent, timestamps, ack, fin };
+    Ok(Silent { owned, entry: entry.clone(), voice })
 }
 
 /// Makes a socket whose peer has not answered yet, in the network namespace of the calling thread. It asks again
@@ -245,20 +214,13 @@ pub fn create_connecting(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Res
     sockopts::set(fd, SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     call("bind")(address::bind(fd, local))?;
     finish(fd, entry, more)?;
-    Ok(Silent {
-        owned,
-        entry: entry.clone(),
-        voice: Voice::Connecting { remote },
-    })
+    Ok(Silent { owned, entry: entry.clone(), voice: Voice::Connecting { remote } })
 }
 
 fn repair_options(tcp: &TcpStreamEntry) -> Vec<RepairOption> {
     let mut options = vec![RepairOption::Mss(tcp.mss_clamp)];
     if tcp.opt_mask & tcp::OPT_WSCALE != 0 {
-        options.push(RepairOption::WindowScale {
-            snd: tcp.snd_wscale,
-            rcv: tcp.rcv_wscale.unwrap_or(0),
-        });
+        options.push(RepairOption::WindowScale { snd: tcp.snd_wscale, rcv: tcp.rcv_wscale.unwrap_or(0) });
     }
     if tcp.opt_mask & tcp::OPT_SACK != 0 {
         options.push(RepairOption::SackPermitted);
@@ -343,13 +305,7 @@ impl Silent {
         let fd = self.owned.as_fd();
         match self.voice {
             Voice::Connecting { remote } => ask(fd, remote)?,
-            Voice::Established {
-                outq,
-                unsent,
-                timestamps,
-                mut ack,
-                fin,
-            } => {
+            Voice::Established { outq, unsent, timestamps, mut ack, fin } => {
                 let (sent, unsent) = outq.split_at(outq.len() - unsent);
                 fill_queue(fd, Queue::Send, sent)?;
                 // Sends a window probe, which makes the peer say what it has received.
@@ -377,20 +333,14 @@ fn send_unsent(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
         return Ok(());
     }
     // There may be more than the process would be allowed to add.
-    let low =
-        call("TCP_NOTSENT_LOWAT")(sockopt::get_int(fd, IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT))?;
+    let low = call("TCP_NOTSENT_LOWAT")(sockopt::get_int(fd, IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT))?;
     sockopts::set(fd, IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, u32::MAX)?;
     while !bytes.is_empty() {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let sent = call("send of unsent data")(send(fd.as_raw_fd(), bytes, flags))?;
         bytes = &bytes[sent..];
     }
-    Ok(sockopts::set(
-        fd,
-        IPPROTO_TCP,
-        libc::TCP_NOTSENT_LOWAT,
-        low as u32,
-    )?)
+    Ok(sockopts::set(fd, IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, low as u32)?)
 }
 
 /// Closes what was closed, in the order in which it was.
@@ -425,10 +375,7 @@ fn receive_fin(fd: BorrowedFd<'_>, raw: &RawTcp, fin: &Segment) -> Result<()> {
     let received = |state| remote_fin(state) || state == state::CLOSE;
     while !received(call("TCP_INFO")(tcp::info(fd))?.state) {
         if start.elapsed() > FIN_PATIENCE {
-            return Err(Error::Call {
-                call: "FIN",
-                source: io::ErrorKind::TimedOut.into(),
-            });
+            return Err(Error::Call { call: "FIN", source: io::ErrorKind::TimedOut.into() });
         }
         std::thread::sleep(Duration::from_micros(100));
     }

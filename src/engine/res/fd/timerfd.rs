@@ -87,7 +87,8 @@ fn time_left(r: &TimerfdEntry, elapsed: u64) -> (u64, u64) {
 fn pair(f: &FdFacts, key: &str) -> Result<(u64, u64)> {
     let line = f.line(key)?;
     let inner = line.strip_prefix('(').and_then(|l| l.strip_suffix(')'));
-    let parsed = inner.and_then(|l| l.split_once(',')).and_then(|(s, n)| Some((s.trim().parse().ok()?, n.trim().parse().ok()?)));
+    let parsed =
+        inner.and_then(|l| l.split_once(',')).and_then(|(s, n)| Some((s.trim().parse().ok()?, n.trim().parse().ok()?)));
     parsed.ok_or_else(|| Error::BadFdInfo { pid: f.pid, fd: f.fd, line: line.into() })
 }
 
@@ -97,7 +98,8 @@ mod tests {
 
     #[test]
     fn only_times_of_day_go_on_meanwhile() {
-        let r = TimerfdEntry { vsec: 5, clockid: libc::CLOCK_REALTIME as u32, settime_flags: 1, ..TimerfdEntry::default() };
+        let r =
+            TimerfdEntry { vsec: 5, clockid: libc::CLOCK_REALTIME as u32, settime_flags: 1, ..TimerfdEntry::default() };
         assert_eq!(time_left(&r, 2 * NANOS), (3, 0));
         assert_eq!(time_left(&r, 9 * NANOS), (0, 1));
         assert_eq!(time_left(&TimerfdEntry { settime_flags: 0, ..r.clone() }, NANOS), (5, 0));

@@ -15,7 +15,13 @@ pub fn collect_xstate(thread: &Thread) -> Result<Vec<u8>> {
 
 /// The record of a thread that is to go on elsewhere. `abort`: where it goes on if it was stopped inside a
 /// restartable sequence.
-pub fn record(thread: &Thread, xstate: &[u8], tid_address: u64, signalled: bool, abort: Option<u64>) -> Result<ThreadInfoX86> {
+pub fn record(
+    thread: &Thread,
+    xstate: &[u8],
+    tid_address: u64,
+    signalled: bool,
+    abort: Option<u64>,
+) -> Result<ThreadInfoX86> {
     if thread.regs.cs != USER_CS {
         return Err(Error::refused(thread.tid, Why::Compat));
     }

@@ -27,7 +27,10 @@ pub fn apply(tid: pid_t, core: &ThreadCoreEntry, extra: Option<&LmrunThread>) ->
     if let Some(policy) = core.sched_policy {
         let mut a = sched::attributes(tid).map_err(|e| Error::proc(tid, e))?;
         a.nice = core.sched_nice.unwrap_or(0);
-        let set = |a| sched::set_attributes(tid, a).map_err(Error::system(format!("task {tid}: set its scheduling policy {policy}")));
+        let set = |a| {
+            sched::set_attributes(tid, a)
+                .map_err(Error::system(format!("task {tid}: set its scheduling policy {policy}")))
+        };
         if policy == libc::SCHED_IDLE as u32 {
             // Has a nice value like any other, but does not take one.
             set(a)?;

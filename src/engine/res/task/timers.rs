@@ -53,7 +53,9 @@ pub fn answer(asked: Asked, pid: pid_t, b: &Batch, memory: &Memory) -> Result<Ta
         let [isec, insec, vsec, vnsec] = fields(&read(room)?);
         let notify_thread_id = match t.notify & SIGEV_THREAD_ID {
             0 => None,
-            _ => Some(proc::status(t.target).and_then(|s| s.innermost("NSpid")).map_err(|e| Error::proc(pid, e))? as i32),
+            _ => {
+                Some(proc::status(t.target).and_then(|s| s.innermost("NSpid")).map_err(|e| Error::proc(pid, e))? as i32)
+            }
         };
         posix.push(PosixTimerEntry {
             it_id: t.id,

@@ -258,7 +258,8 @@ pub fn finish(all: &mut Collected) -> Result<()> {
         }
         if queue::has_error(&s.facts)? {
             let extra = all.socket_extras.iter_mut().find(|e| e.id == s.record.id);
-            let error = LmrunSockOpt { level: SOL_SOCKET as u32, name: libc::SO_ERROR as u32, value: libc::ECONNRESET as u32 };
+            let error =
+                LmrunSockOpt { level: SOL_SOCKET as u32, name: libc::SO_ERROR as u32, value: libc::ECONNRESET as u32 };
             extra.into_iter().for_each(|e| e.options.push(error));
         }
     }

@@ -32,10 +32,16 @@ impl Message {
     }
 
     /// The record of a message that `r` has received; `inside` knows the pids of the container.
-    pub fn record(self, r: &UnixSkEntry, inside: impl Fn(pid_t) -> io::Result<u32>) -> io::Result<(SkPacketEntry, Vec<u8>)> {
+    pub fn record(
+        self,
+        r: &UnixSkEntry,
+        inside: impl Fn(pid_t) -> io::Result<u32>,
+    ) -> io::Result<(SkPacketEntry, Vec<u8>)> {
         let addr = (is_datagram(r) && !self.from.is_empty()).then_some(self.from);
         let ucred = self.sender.filter(|_| r.opts.so_passcred == Some(true));
-        let ucred = ucred.map(|s| Ok::<_, io::Error>(SkUcredEntry { uid: s.uid, gid: s.gid, pid: inside(s.pid)? })).transpose()?;
+        let ucred = ucred
+            .map(|s| Ok::<_, io::Error>(SkUcredEntry { uid: s.uid, gid: s.gid, pid: inside(s.pid)? }))
+            .transpose()?;
         let length = self.data.len() as u32;
         Ok((SkPacketEntry { id_for: r.id, length, addr, scm: Vec::new(), ucred }, self.data))
     }
@@ -54,7 +60,12 @@ pub fn has_error(f: &FdFacts) -> Result<bool> {
 }
 
 /// Refuses what was sent by a datagram socket that is not of the container: `names` are of those that are.
-pub fn check_senders(s: &Socket, peer: Option<&UnixSkEntry>, names: &BTreeSet<&[u8]>, messages: &[Message]) -> Result<()> {
+pub fn check_senders(
+    s: &Socket,
+    peer: Option<&UnixSkEntry>,
+    names: &BTreeSet<&[u8]>,
+    messages: &[Message],
+) -> Result<()> {
     let pair = peer.filter(|p| must_be_paired(&s.record, p));
     for from in messages.iter().map(|m| &m.from[..]).filter(|from| is_datagram(&s.record) && !from.is_empty()) {
         let from = from.strip_suffix(b"\0").filter(|_| from[0] != 0).unwrap_or(from);
@@ -114,7 +125,11 @@ impl Reader {
         if polled.contains(PollFlags::POLLERR) && !is_stream {
             // To look at a queue of messages is to take the error.
             return match length > 0 || is_datagram(r) {
-                true => refuse(f, "has an error that the program has not seen yet", "try again once the program has used it"),
+                true => refuse(
+                    f,
+                    "has an error that the program has not seen yet",
+                    "try again once the program has used it",
+                ),
                 false => Ok(Vec::new()),
             };
         }

@@ -13,8 +13,8 @@ use std::path::Path;
 use libc::{SOL_SOCKET, pid_t};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen,
-    shutdown, socket, socketpair,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, getsockname, listen, shutdown,
+    socket, socketpair,
 };
 use nix::unistd::{Uid, chroot, fchdir, fchown};
 
@@ -40,7 +40,8 @@ pub struct Wiring {
 
 impl Wiring {
     pub fn prepare(tree: &mut Tree) -> Wiring {
-        let all: BTreeMap<u32, UnixSkEntry> = tree.files.iter().filter_map(|f| f.usk.clone()).map(|r| (r.ino, r)).collect();
+        let all: BTreeMap<u32, UnixSkEntry> =
+            tree.files.iter().filter_map(|f| f.usk.clone()).map(|r| (r.ino, r)).collect();
         let inside = |r: &UnixSkEntry| r.peer == 0 || all.contains_key(&r.peer);
         let records = all.iter().filter(|(_, r)| inside(r)).map(|(i, r)| (*i, r.clone())).collect();
         let extras = tree.extra.sockets.iter().map(|s| (s.id, s.clone())).collect();
@@ -360,7 +361,8 @@ impl<'a> Maker<'a> {
                 }
                 None => {
                     passing = fresh(r)?;
-                    bind(passing.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(failed("name the former peer of", r))?;
+                    bind(passing.as_raw_fd(), &UnixAddr::new_unnamed())
+                        .map_err(failed("name the former peer of", r))?;
                     getsockname(passing.as_raw_fd()).map_err(failed("name the former peer of", r))?
                 }
             };
