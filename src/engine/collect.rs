@@ -34,12 +34,17 @@ pub struct Remote {
     pub fd: c_int,
 }
 
+/// What tells most open file descriptions apart: link, offset, flags.
+type Looks = (Vec<u8>, u64, u32);
+/// A descriptor of a description: host pid, number, and the file's id.
+type Holder = (pid_t, c_int, u32);
+
 /// The container's open files, each with its id.
 #[derive(Debug)]
 pub struct Files {
     pub all: Collected,
     /// Open file descriptions seen: by what tells them apart cheaply, the descriptors to compare with.
-    seen: HashMap<(Vec<u8>, u64, u32), Vec<(pid_t, c_int, u32)>>,
+    seen: HashMap<Looks, Vec<Holder>>,
     /// Files that only a path is known of: mapped ones, programs, directories.
     paths: HashMap<(Vec<u8>, u32), u32>,
     /// Duplicates of the sockets that are read late, by file id.

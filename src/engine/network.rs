@@ -195,7 +195,7 @@ impl Revival {
     pub fn create(&mut self, e: &InetSkEntry) -> Result<OwnedFd> {
         enum Made {
             Speaking(OwnedFd),
-            Silent(Silent),
+            Silent(Box<Silent>),
         }
         let failed = |source| Error::Socket { id: e.id, source };
         let more = self.extras.get(&e.id);
@@ -205,9 +205,9 @@ impl Revival {
             Stream { entry, inq, outq }
         });
         let make = || match (kind, stream) {
-            (Kind::Connected, Some(stream)) => tcp_stream::create(e, more, stream).map(Made::Silent),
+            (Kind::Connected, Some(stream)) => tcp_stream::create(e, more, stream).map(Box::new).map(Made::Silent),
             (Kind::Connected, None) => Err(tcp::Error::Image("a connection without queues")),
-            (Kind::Connecting, _) => tcp_stream::create_connecting(e, more).map(Made::Silent),
+            (Kind::Connecting, _) => tcp_stream::create_connecting(e, more).map(Box::new).map(Made::Silent),
             (Kind::Listening, _) => tcp::create_listening(e, more).map(Made::Speaking),
             (Kind::Unconnected, _) => tcp::create_unconnected(e, more).map(Made::Speaking),
         };
@@ -216,7 +216,7 @@ impl Revival {
             Made::Speaking(fd) => Ok(fd),
             Made::Silent(silent) => {
                 let fd = silent.fd().try_clone_to_owned().map_err(Error::system("duplicate a socket"))?;
-                self.silent.push(silent);
+                self.silent.push(*silent);
                 Ok(fd)
             }
         }

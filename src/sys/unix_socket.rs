@@ -132,10 +132,11 @@ pub fn peek(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Peeked> {
                     sender = Some(Sender { pid, uid, gid });
                 }
                 // A new descriptor of ours, which nobody wants, or a negative error number.
-                (libc::SOL_SOCKET, SCM_PIDFD) => match data.cast::<c_int>().read_unaligned() {
-                    fd @ 0.. => drop(OwnedFd::from_raw_fd(fd)),
-                    _ => {}
-                },
+                (libc::SOL_SOCKET, SCM_PIDFD) => {
+                    if let fd @ 0.. = data.cast::<c_int>().read_unaligned() {
+                        drop(OwnedFd::from_raw_fd(fd));
+                    }
+                }
                 _ => {}
             }
             at = libc::CMSG_NXTHDR(&raw const header, at);

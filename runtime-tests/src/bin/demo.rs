@@ -104,12 +104,13 @@ impl Bar {
         if !self.terminal {
             return;
         }
-        if self.whole == 0 {
-            print!("\r{:<22}{done} MiB", self.label);
-        } else {
-            let filled = (done * WIDTH / self.whole).min(WIDTH) as usize;
-            let bar = format!("{}{}", "#".repeat(filled), ".".repeat(WIDTH as usize - filled));
-            print!("\r{:<22}{bar} {done} of {} MiB", self.label, self.whole);
+        match (done * WIDTH).checked_div(self.whole) {
+            None => print!("\r{:<22}{done} MiB", self.label),
+            Some(filled) => {
+                let filled = filled.min(WIDTH) as usize;
+                let bar = format!("{}{}", "#".repeat(filled), ".".repeat(WIDTH as usize - filled));
+                print!("\r{:<22}{bar} {done} of {} MiB", self.label, self.whole);
+            }
         }
         let _ = std::io::stdout().flush();
     }

@@ -159,8 +159,7 @@ fn tight(stage: &mut Stage) -> Fallible<Check> {
             fails_with(
                 "mmap",
                 libc::ENOMEM,
-                sys!(mmap(std::ptr::null_mut(), 4096, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0))
-                    .map(|a| a as i64),
+                sys!(mmap(std::ptr::null_mut(), 4096, 0, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)),
             )
         }))
     })?;

@@ -163,7 +163,9 @@ fn zombies(_: &mut Stage) -> Fallible<Check> {
             libc::_exit(4)
         })?,
     ];
-    let facts = move || -> Fallible<Vec<(End, Vec<i64>, Vec<String>)>> {
+    /// How it ended; parent, group, session and exit code; what its status says.
+    type Remains = (End, Vec<i64>, Vec<String>);
+    let facts = move || -> Fallible<Vec<Remains>> {
         dead.iter()
             .map(|pid| {
                 let who = pid.to_string();

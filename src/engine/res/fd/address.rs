@@ -36,7 +36,7 @@ pub fn peer_name(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
             let scope = u32::from_ne_bytes(std::array::from_fn(|i| scope[i]));
             Ok(SocketAddrV6::new(ip.into(), port, 0, scope).into())
         }
-        _ => Ok((<[u8; 4]>::from([buf[4], buf[5], buf[6], buf[7]]), port).into()),
+        _ => Ok(([buf[4], buf[5], buf[6], buf[7]], port).into()),
     }
 }
 

@@ -285,7 +285,7 @@ fn check(s: &Socket, peer: Option<&UnixSkEntry>, facts: &Facts, waits: bool) -> 
         return refuse(f, why, "close the connection before the checkpoint");
     }
     let one_way = |p: &UnixSkEntry| p.peer != r.ino;
-    if peer.is_some_and(|p| one_way(p) && !(is_datagram(r) && !p.name.is_empty())) {
+    if peer.is_some_and(|p| one_way(p) && (!is_datagram(r) || p.name.is_empty())) {
         return refuse(f, "is connected to a socket that is not connected to it", "close it before the checkpoint");
     }
     Ok(())
