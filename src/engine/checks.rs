@@ -28,8 +28,12 @@ pub fn namespaces(frozen: &Frozen) -> Result<()> {
             }
         }
     }
-    let same_as_ours = link(init, "pid")? == link(std::process::id() as pid_t, "pid")?;
-    if same_as_ours {
+    let ours = std::process::id() as pid_t;
+    if link(init, "user")? != link(ours, "user")? {
+        let why = "is in a user namespace of its own: its ids cannot be carried yet".into();
+        return Err(Error::refused(init, Why::Other { why, remedy: "stop and start the container instead" }));
+    }
+    if link(init, "pid")? == link(ours, "pid")? {
         let why = "has the host's pid namespace: its pids could not be kept".into();
         let remedy = "give the container a pid namespace of its own";
         return Err(Error::refused(init, Why::Other { why, remedy }));
