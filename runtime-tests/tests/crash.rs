@@ -5,7 +5,9 @@
 //! repeats a run's moments.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
@@ -23,6 +25,16 @@ struct Victim {
     cable: Cable,
 }
 
+/// One root file system for all victims: they only read it.
+fn rootfs() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let rootfs = std::env::temp_dir().join(format!("lmrun-test-redis-{}", std::process::id()));
+        redis::rootfs(&rootfs).expect("a root file system for Redis");
+        rootfs
+    })
+}
+
 impl Victim {
     fn start() -> Option<Victim> {
         if !needs::root() {
@@ -32,13 +44,11 @@ impl Victim {
             needs::skip("redis-server is not installed");
             return None;
         }
-        let rootfs = std::env::temp_dir().join(format!("lmrun-test-redis-{}", std::process::id()));
-        redis::rootfs(&rootfs).expect("a root file system for Redis");
         let cable = Cable::new();
         let container = Container::new(&Shape {
             args: redis::ARGS.map(str::to_owned).to_vec(),
             network: Some(cable.container.path()),
-            rootfs: Some(rootfs),
+            rootfs: Some(rootfs().to_owned()),
             ..Shape::default()
         });
         container.run().ok();

@@ -35,8 +35,11 @@ fn longest_gap(frozen: Duration, client: impl FnOnce(TcpStream, &AtomicBool) -> 
         let client = scope.spawn(|| client(peer, &stop));
         serve(&mut here, Duration::from_millis(200));
         let moved = move_connection(&net, here, frozen);
-        serve(&mut moved.socket.into(), Duration::from_millis(500));
+        // Open until the client has been told to stop: its end would be no answer.
+        let mut there = moved.socket.into();
+        serve(&mut there, Duration::from_millis(500));
         stop.store(true, Ordering::SeqCst);
+        drop(there);
         client.join().unwrap()
     })
 }
