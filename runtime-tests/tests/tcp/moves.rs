@@ -120,8 +120,9 @@ fn stream_survives(listen_on: &str, connect_to: &str, queues: Queues) {
     drop(loss);
     peer.receives(true);
     peer.sends(true);
-    // What was really lost is sent again after a second: the restored socket knows no round-trip time.
-    here.pump(Duration::from_millis(if queues == Queues::Unacked { 1500 } else { 300 }));
+    // What was really lost is sent again after a second, as the restored socket knows no round-trip time; if that is
+    // lost as well, after two more.
+    here.pump(Duration::from_millis(if queues == Queues::Unacked { 4000 } else { 300 }));
     let before = here.progress();
     here.pump(Duration::from_millis(300));
     let after = here.progress();
