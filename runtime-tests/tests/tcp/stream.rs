@@ -128,7 +128,7 @@ pub fn settle(here: &mut End, there: &mut End) {
     let start = Instant::now();
     while (here.progress().1, there.progress().1) != (there_sent, here_sent) {
         assert!(
-            start.elapsed() < Duration::from_secs(10),
+            start.elapsed() < Duration::from_secs(30),
             "stalled: {:?} here, {:?} there",
             here.progress(),
             there.progress()
