@@ -79,12 +79,6 @@ impl Hosts {
         hosts
     }
 
-    /// The container's address is at the source again.
-    pub fn bring_home(&self) {
-        self.switch.ip(&format!("link set {PORT_DESTINATION} down"));
-        self.switch.ip(&format!("link set {PORT_SOURCE} up"));
-    }
-
     /// Makes the switch ready to be told in one breath.
     pub fn prepare_move(&self) -> Move {
         let mut command = Command::new("ip");

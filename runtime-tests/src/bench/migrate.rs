@@ -89,7 +89,6 @@ type Samples = BTreeMap<(usize, Mode), Vec<Sample>>;
 /// # Errors
 /// When lmrun fails. A failure of the peer's is a note below the table.
 pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<String> {
-    let hosts = Hosts::new();
     let (mut ours, mut peers) = (Samples::new(), Samples::new());
     let mut notes = Vec::new();
     for &mib in &plan.sizes {
@@ -97,10 +96,10 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> Result<String> {
             let mut peer = plan.peer.as_ref().ok();
             for n in 1..=plan.repetitions {
                 progress(&format!("{mib} MiB, {}, {n} of {}", mode.name(), plan.repetitions));
-                let sample = measure(&hosts, &Runtime::Lmrun, mib, mode)?;
+                let sample = measure(&Runtime::Lmrun, mib, mode)?;
                 ours.entry((mib, mode)).or_default().push(sample);
                 let Some(runtime) = peer else { continue };
-                match measure(&hosts, runtime, mib, mode) {
+                match measure(runtime, mib, mode) {
                     Ok(sample) => peers.entry((mib, mode)).or_default().push(sample),
                     Err(e) => {
                         peer = None;
@@ -162,21 +161,22 @@ fn middle(samples: &[Sample], what: Measure) -> Option<f64> {
     median(&values)
 }
 
-/// The first lines of a long message, as one.
+/// The first lines of a long message that speak of an error, as one.
 fn brief(e: &Error) -> String {
     let text = e.to_string();
-    let lines: Vec<_> = text.lines().take(4).map(str::trim).collect();
-    lines.join("; ")
+    let first = text.lines().take(1);
+    let errors = text.lines().skip(1).filter(|line| line.contains("rror"));
+    first.chain(errors).take(4).map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
 fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// One Redis of its own, loaded, moved, and audited.
-fn measure(hosts: &Hosts, runtime: &Runtime, mib: usize, mode: Mode) -> Result<Sample> {
-    hosts.bring_home();
-    let mut migration = Migration::start(hosts, runtime)?;
+/// One Redis of its own, loaded, moved, and audited, between hosts of its own: CRIU leaves its network lock at the source.
+fn measure(runtime: &Runtime, mib: usize, mode: Mode) -> Result<Sample> {
+    let hosts = Hosts::new();
+    let mut migration = Migration::start(&hosts, runtime)?;
     migration.connect()?.load(mib, |_| {})?;
     if mode == Mode::Local {
         // Redis closes the loader's connection when it next looks.
