@@ -112,19 +112,26 @@ fn drivers(c: &Container) -> Vec<(i32, String)> {
     host::commands(&["--root", &c.root.to_string_lossy()])
 }
 
-/// All that must hold after lmrun was killed in a dump. `helpers`: how many processes may stay behind.
+/// All that must hold after lmrun was killed in a dump. Of a pre-dump the keeper may stay behind.
 #[track_caller]
-fn serves_on(victim: &Victim, writer: &Writer, images: &str, helpers: usize) {
+fn serves_on(victim: &Victim, writer: &Writer, images: &str, pre_dump: bool) {
     let c = &victim.container;
     let before = writer.acknowledged();
     soon("the client gets no answers any more", || writer.acknowledged() > before + 10 || !writer.goes_on());
     assert!(writer.goes_on(), "the client lost its connection");
     assert!(!host::frozen(&c.id), "its cgroup is frozen");
     soon("a network lock is left", || victim.cable.container.tables().is_empty());
-    soon("processes of lmrun's are left", || drivers(c).len() <= helpers);
-    assert!(!c.images(images).exists(), "an image directory has its final name");
+    soon("processes of lmrun's are left", || drivers(c).len() <= usize::from(pre_dump));
+    // lmrun may be killed between its commit and its end: then the images are whole.
+    let made = c.images(images);
+    assert!(!made.exists() || whole(&made, pre_dump), "a half-written image directory has its final name: {made:?}");
     let after = writer.acknowledged();
     soon("the client is held up", || writer.acknowledged() > after + 10);
+}
+
+/// What a checkpoint or a pre-dump writes last is there.
+fn whole(images: &Path, pre_dump: bool) -> bool {
+    images.join(if pre_dump { "lmrun.bin" } else { "inventory.img" }).exists()
 }
 
 /// Kills dumps of one kind. `page_server`: pages go to one.
@@ -151,7 +158,6 @@ fn kill_dumps(pre_dump: bool, page_server: bool) {
         done.took
     };
     let usual = again(0);
-    let helpers = usize::from(pre_dump);
     let mut finished = 0;
     for n in 1..=crashes() {
         let server = page_server.then(|| c.page_server("crash", None));
@@ -164,10 +170,10 @@ fn kill_dumps(pre_dump: bool, page_server: bool) {
             server.ended();
             dir
         });
-        if done || c.images("crash").join("inventory.img").exists() && !c.alive() {
+        let images = c.images("crash");
+        if done || whole(&images, pre_dump) && !c.alive() {
             // Beyond the commit: the checkpoint is whole, and a container that was to end has ended.
             finished += 1;
-            let images = c.images("crash");
             if !pre_dump {
                 let from = received.clone().map_or(images.clone(), |dir| {
                     runtime_tests::container::complete(&images, &dir);
@@ -176,10 +182,17 @@ fn kill_dumps(pre_dump: bool, page_server: bool) {
                 let _ = c.perform(c.lmrun().args(["delete", "--force", &c.id]));
                 c.restore(&from, true).ok();
             }
-            fs::remove_dir_all(images).expect("images can be removed");
         } else {
-            serves_on(&victim, &writer, "crash", helpers);
+            serves_on(&victim, &writer, "crash", pre_dump);
         }
+        if pre_dump && images.exists() {
+            // What was committed is a parent that the next round can build on.
+            let next = Checkpoint { images: "next", parent: Some("crash"), ..checkpoint("next", None) };
+            let done = c.checkpoint(&next);
+            assert!(done.succeeded(), "after kill {n}: {done}");
+            fs::remove_dir_all(c.images("next")).expect("images can be removed");
+        }
+        let _ = fs::remove_dir_all(&images);
         if let Some(dir) = received {
             let _ = fs::remove_dir_all(dir);
         }

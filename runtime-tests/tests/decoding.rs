@@ -48,7 +48,7 @@ fn checkpointed(workload: &str) -> Option<Container> {
     Some(c)
 }
 
-/// Every image but the pages themselves, and but `lmrun.img`, which is ours alone.
+/// Every image but the pages themselves, which are raw.
 fn decodes(workload: &str) {
     let Some(crit) = tool("crit") else { return };
     let Some(c) = checkpointed(workload) else {
@@ -59,7 +59,7 @@ fn decodes(workload: &str) {
         for entry in fs::read_dir(&dir).expect("a checkpoint leaves its directory").flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             let image = name.ends_with(".img") || name.starts_with("stats-");
-            if !image || name.starts_with("pages-") || name == "lmrun.img" {
+            if !image || name.starts_with("pages-") {
                 continue;
             }
             let done = run(&crit, &["decode", "-i", &entry.path().to_string_lossy()]);

@@ -55,7 +55,8 @@ impl Files {
     pub fn new(subject: &Subject, keep_established: bool) -> Result<Files> {
         let init = subject.init;
         let root = std::fs::File::open(format!("/proc/{init}/root")).map_err(|e| Error::proc(init, e))?;
-        let mounts = proc::mounts(init).map_err(|e| Error::proc(init, e))?.into_iter().collect();
+        let mounts =
+            proc::mounts(init).map_err(|e| Error::proc(init, e))?.into_iter().map(|m| (m.id, m.point)).collect();
         let all = Collected {
             mounts,
             root: root.into(),

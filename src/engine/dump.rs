@@ -9,6 +9,7 @@ use super::freeze::Frozen;
 use super::memory::{self, Shmem};
 use super::network::{Bracket, Watch};
 use super::res::mm::{self, Content};
+use super::res::tmpfs;
 use super::track::Tracking;
 use super::{DumpReport, DumpRequest, Error, Fate, Result};
 use crate::image::dir::{self, ImageWriter};
@@ -31,7 +32,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
         None => Box::new(LocalPages::new(&writer)),
     };
 
-    let mut frozen = Frozen::freeze(req.subject.init)?;
+    let mut frozen = Frozen::freeze(req.subject.init, req.paused)?;
     frozen.run_out()?;
     let mut all = collect(&frozen, &req.subject, req.tcp_established)?;
     let started = Instant::now();
@@ -39,6 +40,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     write_pages(&all, tracking.is_some(), &mut *sink, &mut report, req.progress)?;
     let memory = started.elapsed();
     sink.finish()?;
+    write_tmpfs(req.subject.init, &writer)?;
 
     // Read last: the kernel goes on queueing what peers send, and the lock is short.
     let bracket: Bracket = watch.enter(&mut all, req.fate)?;
@@ -51,13 +53,16 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
         writer.raw_file(name, content)?;
     }
     drop(sink);
-    writer.commit()?;
     match req.fate {
+        // It need not wait for the disk.
         Fate::Resume => {
             report.frozen = frozen.frozen_for();
             drop(frozen);
+            drop(bracket);
+            writer.commit()?;
         }
         Fate::Kill => {
+            writer.commit()?;
             report.frozen = frozen.frozen_for();
             bracket.commit()?;
             frozen.kill()?;
@@ -91,6 +96,15 @@ fn write_pages(
         }
     }
     write_all(work, sink, report, progress)
+}
+
+fn write_tmpfs(init: libc::pid_t, writer: &ImageWriter) -> Result<()> {
+    let mounts = tmpfs::own(init).map_err(|e| Error::proc(init, e))?;
+    if mounts.is_empty() {
+        return Ok(());
+    }
+    let archive = writer.new_file(tmpfs::ARCHIVE)?;
+    tmpfs::dump(init, &mounts, archive).map_err(Error::system("archive the container's tmpfs mounts"))
 }
 
 /// Sends all runs and adds up what was done.

@@ -104,8 +104,7 @@ fn put_differing(vaddr: u64, bytes: &[u8], memory: &Memory) -> io::Result<usize>
     memory.read(vaddr, &mut there)?;
     let mut written = 0;
     let pages = bytes.chunks_exact(PAGE_SIZE as usize).zip(there.chunks_exact(PAGE_SIZE as usize));
-    for (i, (new, old)) in pages.enumerate().filter(|(_, (new, old))| new != old) {
-        let _ = old;
+    for (i, (new, _)) in pages.enumerate().filter(|(_, (new, old))| new != old) {
         memory.force_write(vaddr + i as u64 * PAGE_SIZE, new)?;
         written += 1;
     }

@@ -3,7 +3,7 @@
 //! By ptrace alone and not by the cgroup freezer: the kernel resumes the tracees of a tracer that dies, while a
 //! frozen cgroup would stay frozen (docs/decisions/0002-freeze-by-ptrace.md).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -39,9 +39,15 @@ impl Task {
     }
 }
 
-/// All tasks of a container, stopped. They run on when the value is dropped.
+/// The freezer of a container that was paused before its checkpoint.
+pub trait Freezer: std::fmt::Debug {
+    fn freeze(&self) -> io::Result<()>;
+    fn thaw(&self) -> io::Result<()>;
+}
+
+/// All tasks of a container, stopped. They run on when the value is dropped, or are paused again.
 #[derive(Debug)]
-pub struct Frozen {
+pub struct Frozen<'a> {
     /// Parents before their children.
     pub tasks: Vec<Task>,
     /// Every thread that is attached.
@@ -49,25 +55,24 @@ pub struct Frozen {
     since: Instant,
     /// Time until every task had stopped.
     pub freezing: Duration,
+    paused: Option<&'a dyn Freezer>,
 }
 
-impl Frozen {
-    /// Stops the tree of processes below `init` (a host pid).
-    pub fn freeze(init: pid_t) -> Result<Frozen> {
+impl<'a> Frozen<'a> {
+    /// Stops the tree of processes below `init` (a host pid). Of a paused container nobody runs before it stops here.
+    pub fn freeze(init: pid_t, paused: Option<&'a dyn Freezer>) -> Result<Frozen<'a>> {
         let since = Instant::now();
-        let mut me = Frozen { tasks: Vec::new(), seized: BTreeSet::new(), since, freezing: Duration::ZERO };
-        // A task may make others until it has stopped: look again until there is nothing new.
-        loop {
-            let before = me.seized.len();
-            for pid in tree(init)? {
-                me.stop_process(pid)?;
+        let mut me =
+            Frozen { tasks: Vec::new(), seized: BTreeSet::new(), since, freezing: Duration::ZERO, paused: None };
+        // The cgroup is quick to read. Who is not in it, or has just been made, is found in the tree once that stands still.
+        me.stop(&cgroup_tree(init)?, paused)?;
+        let tree = loop {
+            let tree = tree(init)?;
+            if !me.stop(&tree, None)? {
+                break tree;
             }
-            if me.seized.len() == before {
-                break;
-            }
-        }
-        me.tasks = me.describe(init)?;
-        me.freezing = since.elapsed();
+        };
+        me.tasks = me.describe(init, &tree)?;
         Ok(me)
     }
 
@@ -76,48 +81,61 @@ impl Frozen {
         self.since.elapsed()
     }
 
-    fn stop_process(&mut self, pid: pid_t) -> Result<()> {
-        let tids = match proc::threads(pid) {
-            Ok(tids) => tids,
-            Err(e) if is_gone(&e) => return Ok(()),
-            Err(e) => return Err(Error::proc(pid, e)),
-        };
+    /// Stops the threads of these processes that were not yet; false: there are none. What is frozen stops only as it
+    /// thaws, and before it runs any code of its own.
+    fn stop(&mut self, pids: &[pid_t], paused: Option<&'a dyn Freezer>) -> Result<bool> {
         let mut new = Vec::new();
-        for tid in tids {
-            if !self.seized.contains(&tid) && seize(pid, tid)? {
-                self.seized.insert(tid);
-                new.push(tid);
+        for &pid in pids {
+            let tids = match proc::threads(pid) {
+                Ok(tids) => tids,
+                Err(e) if is_gone(&e) => continue,
+                Err(e) => return Err(Error::proc(pid, e)),
+            };
+            for tid in tids {
+                if !self.seized.contains(&tid) && seize(pid, tid)? {
+                    self.seized.insert(tid);
+                    new.push((pid, tid));
+                }
             }
         }
-        let mut part = Task { pid, parent: None, threads: Vec::new(), stopped: None };
-        for tid in new {
-            let Some(signal) = wait_stopped(tid, self.since + PATIENCE)? else {
-                self.seized.remove(&tid);
-                continue;
-            };
-            part.threads.push(Thread::read(tid)?);
-            part.stopped = Some(signal).filter(|s| *s != libc::SIGTRAP).or(part.stopped);
+        if let Some(freezer) = paused {
+            freezer.thaw().map_err(Error::system("thaw the paused container"))?;
+            self.paused = paused;
         }
-        self.tasks.push(part);
-        Ok(())
+        let mut stopped = Vec::new();
+        for &(pid, tid) in &new {
+            match wait_stopped(tid, self.since + PATIENCE)? {
+                Some(signal) => stopped.push((pid, tid, signal)),
+                None => drop(self.seized.remove(&tid)),
+            }
+        }
+        if !stopped.is_empty() {
+            self.freezing = self.since.elapsed();
+        }
+        for (pid, tid, signal) in stopped {
+            let stopped = Some(signal).filter(|s| *s != libc::SIGTRAP);
+            self.tasks.push(Task { pid, parent: None, threads: vec![Thread::read(tid)?], stopped });
+        }
+        Ok(!new.is_empty())
     }
 
-    /// Merges what the rounds found, and adds parents, order and zombies.
-    fn describe(&mut self, init: pid_t) -> Result<Vec<Task>> {
-        let mut parts = std::mem::take(&mut self.tasks);
+    /// Merges what was found thread by thread, and adds parents, order and zombies.
+    fn describe(&mut self, init: pid_t, tree: &[pid_t]) -> Result<Vec<Task>> {
+        let mut found: HashMap<pid_t, (Vec<Thread>, Option<c_int>)> = HashMap::new();
+        for mut task in std::mem::take(&mut self.tasks) {
+            let (threads, stopped) = found.entry(task.pid).or_default();
+            threads.append(&mut task.threads);
+            *stopped = stopped.or(task.stopped);
+        }
         let mut ordered = Vec::new();
-        for pid in tree(init)? {
+        for &pid in tree {
             let stat = proc::stat(pid).map_err(|e| Error::proc(pid, e))?;
-            let mut task = Task { pid, parent: (pid != init).then_some(stat.ppid), threads: Vec::new(), stopped: None };
-            for part in parts.iter_mut().filter(|t| t.pid == pid) {
-                task.threads.append(&mut part.threads);
-                task.stopped = task.stopped.or(part.stopped);
-            }
-            task.threads.sort_by_key(|t| (t.tid != pid, t.tid));
-            if task.threads.first().is_some_and(|t| t.tid != pid) {
+            let (mut threads, stopped) = found.remove(&pid).unwrap_or_default();
+            threads.sort_by_key(|t| (t.tid != pid, t.tid));
+            if threads.first().is_some_and(|t| t.tid != pid) {
                 return Err(Error::refused(pid, Why::LeaderGone));
             }
-            ordered.push(task);
+            ordered.push(Task { pid, parent: (pid != init).then_some(stat.ppid), threads, stopped });
         }
         Ok(ordered)
     }
@@ -160,8 +178,12 @@ impl Frozen {
     }
 }
 
-impl Drop for Frozen {
+impl Drop for Frozen<'_> {
     fn drop(&mut self) {
+        // Before they are let go, so that nobody runs.
+        if let Some(Err(error)) = self.paused.filter(|_| !self.seized.is_empty()).map(Freezer::freeze) {
+            tracing::warn!(%error, "the container was paused before its checkpoint and runs now");
+        }
         // Children first, so that nobody sees a stopped child; errors mean that the task is gone.
         for thread in self.tasks.iter().flat_map(|t| &t.threads) {
             let _ = hide_stop(thread, is_signalled(thread).unwrap_or(true));
@@ -176,6 +198,19 @@ impl Drop for Frozen {
 fn is_signalled(thread: &Thread) -> Result<bool> {
     let (own, shared) = (signals::collect_pending(thread.tid, false)?, signals::collect_pending(thread.tid, true)?);
     Ok(signals::is_signalled(&own, &shared, thread.mask))
+}
+
+/// The members of init's cgroup that are its descendants, and init.
+fn cgroup_tree(init: pid_t) -> Result<Vec<pid_t>> {
+    let members = proc::cgroup_members(init).map_err(|e| Error::proc(init, e))?;
+    let parents: HashMap<pid_t, pid_t> = members.iter().filter_map(|p| Some((*p, proc::stat(*p).ok()?.ppid))).collect();
+    let descends = |pid: &pid_t| {
+        let line = std::iter::successors(Some(*pid), |p| parents.get(p).copied().filter(|_| *p != init));
+        line.take(parents.len() + 1).any(|p| p == init)
+    };
+    let mut all: Vec<pid_t> = parents.keys().copied().filter(|p| *p != init).filter(descends).collect();
+    all.insert(0, init);
+    Ok(all)
 }
 
 /// The processes of the tree, parents before children.

@@ -59,12 +59,10 @@ pub fn runs(pages: &Pagemap, start: u64, end: u64, round: Round) -> io::Result<V
 pub fn process_runs(host: &Host, mm: &MmEntry, tracked: bool) -> Result<Vec<PageRun>> {
     let io = |e| Error::proc(host.pid, e);
     let pages = Pagemap::open(host.pid).map_err(io)?;
+    let round = if tracked { Round::Final } else { Round::Full };
     let mut all = Vec::new();
     for v in mm.vmas.iter().filter(|v| mm::content(v) == Content::Private) {
-        let mut found = match tracked {
-            true => runs(&pages, v.start, v.end, Round::Final),
-            false => runs(&pages, v.start, v.end, Round::Full),
-        };
+        let mut found = runs(&pages, v.start, v.end, round);
         if found.as_ref().is_err_and(is_untracked) {
             found = runs(&pages, v.start, v.end, Round::Full);
         }

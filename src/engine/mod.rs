@@ -21,6 +21,7 @@ mod tree;
 
 pub use dump::dump;
 pub use error::{Error, Result, Why};
+pub use freeze::Freezer;
 pub use plan::{Plan, plan};
 pub use rebuild::RestoreReport;
 pub use track::pre_dump;
@@ -65,6 +66,9 @@ pub struct DumpRequest<'a> {
     /// The parent image directory, relative to `images`, as it is recorded in the link `parent`.
     pub parent: Option<PathBuf>,
     pub fate: Fate,
+    /// The freezer of a container that is paused: it is thawed for the dump, without any task running, and frozen again
+    /// if it goes on.
+    pub paused: Option<&'a dyn Freezer>,
     pub tcp_established: bool,
     /// Files of the runtime that belong into the image directory: name and content.
     pub extra_files: Vec<(String, Vec<u8>)>,

@@ -95,7 +95,7 @@ struct Locked {
 }
 
 impl Bracket {
-    /// Whose connections a restore finds held, for `lmrun.img`.
+    /// Whose connections a restore finds held, for `lmrun.bin`.
     pub fn table(&self) -> Option<String> {
         self.0.as_ref().map(|l| l.id.clone())
     }

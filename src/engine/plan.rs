@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 
 use super::res::mm::{self, Content};
+use super::res::tmpfs;
 use super::tree::{Process, Tree};
 use super::{ClockOffsets, Error, RestoreRequest, Result};
 use crate::image::dir::ImageDir;
@@ -32,6 +33,8 @@ pub struct Plan {
     pub(super) stage: Stage,
     pub(super) pages: BTreeMap<PagesOf, Vec<Extent>>,
     pub(super) external: HashMap<Vec<u8>, OwnedFd>,
+    /// The content of the container's own tmpfs mounts.
+    pub(super) tmpfs: Option<std::fs::File>,
     pub(super) work: std::path::PathBuf,
 }
 
@@ -62,7 +65,8 @@ pub fn plan(req: RestoreRequest) -> Result<Plan> {
     let taken =
         tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.mm.vmas).map(|v| (v.start, v.end));
     let stage = Stage::find(taken.collect());
-    Ok(Plan { births, stage, pages, external, work: req.work, tree })
+    let tmpfs = dir.file_if_there(tmpfs::ARCHIVE)?;
+    Ok(Plan { births, stage, pages, external, tmpfs, work: req.work, tree })
 }
 
 impl Plan {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collect::host_facts;
 use super::dump::{write_all, write_stats};
-use super::freeze::{Frozen, Task};
+use super::freeze::{Freezer, Frozen, Task};
 use super::memory::{Round, Running, is_untracked, runs};
 use super::{DumpReport, DumpRequest, Error, Result, Subject, checks};
 use crate::image::dir::{ImageDir, ImageWriter};
@@ -192,7 +192,7 @@ pub fn pre_dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     let tracking = Tracking::of_parent(&req.subject, writer.parent())?;
     let mut session = Session::take(&req.subject)?;
     let mut report = DumpReport::default();
-    let targets = targets(&req.subject, &mut session, &mut report)?;
+    let targets = targets(&req.subject, req.paused, &mut session, &mut report)?;
     let started = Instant::now();
     {
         let mut sink: Box<dyn PageSink + '_> = match req.pages.take() {
@@ -227,8 +227,13 @@ pub fn pre_dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
 }
 
 /// Stops the container for a moment.
-fn targets(subject: &Subject, session: &mut Session, report: &mut DumpReport) -> Result<Vec<Target>> {
-    let mut frozen = Frozen::freeze(subject.init)?;
+fn targets(
+    subject: &Subject,
+    paused: Option<&dyn Freezer>,
+    session: &mut Session,
+    report: &mut DumpReport,
+) -> Result<Vec<Target>> {
+    let mut frozen = Frozen::freeze(subject.init, paused)?;
     frozen.run_out()?;
     checks::namespaces(&frozen)?;
     checks::sharing(&frozen)?;

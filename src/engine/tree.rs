@@ -154,7 +154,7 @@ fn read_process(dir: &ImageDir, entry: PstreeEntry, extra: &mut LmrunEntry) -> R
             let pid = u64::from(entry.pid);
             let ids: TaskKobjIdsEntry = dir.read_one(&format::IDS, pid)?;
             let at = extra.tasks.iter().position(|t| t.pid == entry.pid);
-            let at = at.ok_or_else(|| bad(format!("lmrun.img knows nothing of process {}", entry.pid)))?;
+            let at = at.ok_or_else(|| bad(format!("lmrun.bin knows nothing of process {}", entry.pid)))?;
             Some(Alive {
                 mm: dir.read_one(&format::MM, pid)?,
                 fs: dir.read_one(&format::FS, pid)?,

@@ -121,21 +121,27 @@ impl ImageWriter {
 
     /// Writes a file that holds no records.
     pub fn raw_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        io::Write::write_all(&mut self.new_file(name)?, bytes).map_err(Error::io(&self.staging.join(name)))
+    }
+
+    /// Begins a file that holds no records.
+    pub fn new_file(&self, name: &str) -> Result<File> {
         let path = self.staging.join(name);
-        create_new(&path).and_then(|mut file| io::Write::write_all(&mut file, bytes)).map_err(Error::io(&path))
+        create_new(&path).map_err(Error::io(&path))
     }
 
     /// Makes everything durable and gives the directory its final name.
     pub fn commit(self) -> Result<()> {
         let Self { target, staging, fill, .. } = &self;
-        let mut files = Vec::new();
+        let (mut files, mut paths) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(staging).map_err(Error::io(staging))? {
             let entry = entry.map_err(Error::io(staging))?;
             if entry.file_type().map_err(Error::io(staging))?.is_file() {
-                sync(&entry.path())?;
+                paths.push(entry.path());
             }
             files.push(entry.file_name());
         }
+        sync_all(&paths)?;
         sync(staging)?;
         if *fill {
             // The inventory comes last: without it there is no image.
@@ -208,7 +214,7 @@ impl ImageDir {
 
     /// Whether there is a file of this kind and id.
     pub fn exists<T>(&self, kind: &ImageFile<T>, id: u64) -> Result<bool> {
-        self.open_if_there(&kind.name(id)).map(|file| file.is_some())
+        self.file_if_there(&kind.name(id)).map(|file| file.is_some())
     }
 
     fn has_pagemaps(&self) -> Result<bool> {
@@ -259,10 +265,11 @@ impl ImageDir {
     /// Opens a regular file of the directory for reading.
     pub fn file(&self, name: &str) -> Result<File> {
         let missing = || Error::io(&self.path.join(name))(io::Error::from(Errno::ENOENT));
-        self.open_if_there(name)?.ok_or_else(missing)
+        self.file_if_there(name)?.ok_or_else(missing)
     }
 
-    fn open_if_there(&self, name: &str) -> Result<Option<File>> {
+    /// As [`file`](Self::file); None: there is no such file.
+    pub fn file_if_there(&self, name: &str) -> Result<Option<File>> {
         let path = self.path.join(name);
         // Not blocking: what is there may be a FIFO.
         let how = OpenHow::new()
@@ -305,6 +312,14 @@ pub(crate) fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
 }
 
+/// Syncs files side by side: a journal takes what comes together in one go.
+fn sync_all(paths: &[PathBuf]) -> Result<()> {
+    std::thread::scope(|scope| {
+        let syncs: Vec<_> = paths.iter().map(|path| scope.spawn(|| sync(path))).collect();
+        syncs.into_iter().try_for_each(|s| s.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
 fn is_mount_point(path: &Path) -> io::Result<bool> {
     let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(true);
@@ -335,7 +350,7 @@ pub(crate) fn open_parent(from: &Path, link: &Path) -> Result<ImageDir> {
         return Err(Error::ParentNotRelative { path: link.to_owned() });
     }
     let parent = ImageDir::open(&from.join(link))?;
-    // A pre-dump whose pages went to a page server leaves lmrun.img alone.
+    // A pre-dump whose pages went to a page server leaves lmrun.bin alone.
     if parent.exists(&format::INVENTORY, 0)? || parent.exists(&format::LMRUN, 0)? || parent.has_pagemaps()? {
         return Ok(parent);
     }

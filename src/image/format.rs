@@ -121,8 +121,8 @@ pub const IPC_MSG: ImageFile<ns::IpcMsgEntry> = ImageFile::many("ipcns-msg-", 0x
 pub const IPC_SEM: ImageFile<ns::IpcSemEntry> = ImageFile::many("ipcns-sem-", 0x5957_3019);
 pub const NETNS: ImageFile<net::NetnsEntry> = ImageFile::many("netns-", 0x5593_3752);
 pub const NETDEV: ImageFile<net::NetDeviceEntry> = ImageFile::many("netdev-", 0x5737_3951);
-/// Ours.
-pub const LMRUN: ImageFile<lmrun::LmrunEntry> = ImageFile::one("lmrun", 0x4c4d_5231);
+/// Ours, and by its name no image of CRIU's.
+pub const LMRUN: ImageFile<lmrun::LmrunEntry> = ImageFile { suffix: ".bin", ..ImageFile::one("lmrun", 0x4c4d_5231) };
 pub const STATS_DUMP: ImageFile<stats::StatsEntry> = stats_file("stats-dump");
 pub const STATS_RESTORE: ImageFile<stats::StatsEntry> = stats_file("stats-restore");
 

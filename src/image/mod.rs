@@ -35,7 +35,7 @@ pub enum Error {
     Occupied { path: PathBuf },
     #[error("{path}: is not a relative path, as the link to a parent image has to be")]
     ParentNotRelative { path: PathBuf },
-    #[error("{path}: is no image directory: it has no inventory.img, no lmrun.img and no pagemaps")]
+    #[error("{path}: is no image directory: it has no inventory.img, no lmrun.bin and no pagemaps")]
     NotImages { path: PathBuf },
     #[error("{path}: more than {limit} generations of parent images")]
     TooManyParents { path: PathBuf, limit: usize },

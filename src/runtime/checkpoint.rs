@@ -1,12 +1,13 @@
 //! A running container's checkpoint: who is dumped, what comes from outside, what becomes of it.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cgroup::Cgroup;
 use super::state::{Status, Store};
 use super::{Error, Result, delete, status};
-use crate::engine::{self, DumpReport, DumpRequest, Fate, Subject};
+use crate::engine::{self, DumpReport, DumpRequest, Fate, Freezer, Subject};
 use crate::image::pages::PageSink;
 
 /// The file in an image directory that names what init's descriptors 0, 1 and 2 were: a JSON list of
@@ -46,37 +47,35 @@ pub fn checkpoint(
     let external = links.iter().filter(|link| link.comes_from_outside).map(|link| link.target.clone()).collect();
     let targets: Vec<_> = links.into_iter().map(|link| link.target).collect();
     let fate = if options.leave_running || options.pre_dump { Fate::Resume } else { Fate::Kill };
+    let cgroup = Cgroup::at(&state.cgroup);
     let request = DumpRequest {
         subject: Subject { id: id.to_owned(), init: init.pid, dir: locked.dir().to_owned(), external },
         images: absolute(&options.images)?,
         work: made(options.work.as_deref().unwrap_or(locked.dir()))?,
         parent: options.parent,
         fate,
+        paused: cgroup.is_frozen().then_some(&cgroup as &dyn Freezer),
         tcp_established: options.tcp_established,
         extra_files: vec![(DESCRIPTORS.to_owned(), serde_json::json!(targets).to_string().into_bytes())],
         pages: options.pages,
         progress,
     };
-    // A frozen task runs no system call for its tracer, and under version 1 does not even stop for it: a
-    // paused container is let go for the dump.
-    let cgroup = Cgroup::at(&state.cgroup);
-    let paused = cgroup.is_frozen();
-    if paused {
-        cgroup.thaw()?;
-    }
     let dumped = if options.pre_dump { engine::pre_dump(request) } else { engine::dump(request) };
-    let ended = dumped.is_ok() && fate == Fate::Kill;
-    if paused
-        && !ended
-        && let Err(error) = cgroup.freeze()
-    {
-        tracing::warn!(%error, "the container was paused before its checkpoint and runs now");
-    }
     let report = dumped.map_err(Error::Engine)?;
-    if ended {
+    if fate == Fate::Kill {
         delete::remove(locked, &state)?;
     }
     Ok(report)
+}
+
+impl Freezer for Cgroup {
+    fn freeze(&self) -> io::Result<()> {
+        self.freeze().map_err(io::Error::other)
+    }
+
+    fn thaw(&self) -> io::Result<()> {
+        self.thaw().map_err(io::Error::other)
+    }
 }
 
 /// One of init's standard streams.

@@ -5,18 +5,32 @@ use std::io;
 use std::os::fd::AsFd;
 
 use libc::pid_t;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 
 /// Runs `work` in a thread of its own inside `pid`'s namespace `name` (as in `/proc/PID/ns`).
-fn inside<T: Send>(pid: pid_t, name: &str, kind: CloneFlags, work: fn() -> io::Result<T>) -> io::Result<T> {
+fn inside<T: Send>(
+    pid: pid_t,
+    name: &str,
+    kind: CloneFlags,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
     let ns = File::open(format!("/proc/{pid}/ns/{name}"))?;
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
+            if kind == CloneFlags::CLONE_NEWNS {
+                // setns(2): root and working directory would change for all who share them.
+                unshare(CloneFlags::CLONE_FS)?;
+            }
             setns(ns.as_fd(), kind)?;
             work()
         });
         thread.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
     })
+}
+
+/// Runs `work` with the mounts that a task sees; `/` is the root of its mount namespace.
+pub fn in_mounts_of<T: Send>(pid: pid_t, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    inside(pid, "mnt", CloneFlags::CLONE_NEWNS, work)
 }
 
 /// Node and domain name of a task's UTS namespace.

@@ -19,6 +19,7 @@ use libc::pid_t;
 use super::network::Revival;
 use super::plan::{self, Plan};
 use super::res::fd::{Workshop, unix};
+use super::res::tmpfs;
 use super::{Error, Puppet as FirstPuppet, Result};
 use crate::image::dir;
 use crate::image::format;
@@ -95,6 +96,9 @@ impl Plan {
             pipes: HashMap::new(),
             unix: unix::Wiring::prepare(&mut self.tree),
         };
+        if let Some(archive) = self.tmpfs.take() {
+            tmpfs::restore(first.pid, archive).map_err(Error::system("fill the container's tmpfs mounts"))?;
+        }
         let main = Puppet::seize(first.pid, self.stage)?;
         let mut init = Built::adopt(first.pid, main)?;
         init.settle(parking)?;

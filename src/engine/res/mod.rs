@@ -3,3 +3,4 @@
 pub mod fd;
 pub mod mm;
 pub mod task;
+pub mod tmpfs;

@@ -1,4 +1,4 @@
-//! `lmrun.img`: what a restore wants to know and CRIU's images have no place for. An image
+//! `lmrun.bin`: what a restore wants to know and CRIU's images have no place for. An image
 //! directory without it (CRIU's own) restores too.
 
 use super::sockets::SkUcredEntry;
@@ -6,7 +6,7 @@ use super::sockets::SkUcredEntry;
 /// [`LmrunEntry::version`] of this build.
 pub const LMRUN_VERSION: u32 = 1;
 
-/// `lmrun.img`.
+/// `lmrun.bin`.
 #[derive(Clone, PartialEq, Eq, ::prost::Message)]
 pub struct LmrunEntry {
     /// See [`LMRUN_VERSION`].

@@ -57,16 +57,61 @@ pub fn link(pid: pid_t, name: &str) -> io::Result<OsString> {
     fs::read_link(format!("/proc/{pid}/{name}")).map(PathBuf::into_os_string)
 }
 
-/// The ids of the mounts in the task's mount namespace that its root can see, with their mount points.
-pub fn mounts(pid: pid_t) -> io::Result<Vec<(i32, String)>> {
+/// A line of `/proc/PID/mountinfo`, proc_pid_mountinfo(5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    pub id: i32,
+    /// `major:minor` of the file system.
+    pub device: String,
+    /// What of the file system is mounted; `/` is all of it.
+    pub root: String,
+    /// Where, seen from the task's root.
+    pub point: String,
+    /// The mount or its file system cannot be written to.
+    pub read_only: bool,
+    pub fs_type: String,
+}
+
+/// The mounts that a task sees.
+pub fn mounts(pid: pid_t) -> io::Result<Vec<Mount>> {
     let text = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
-    text.lines()
-        .map(|l| {
-            let mut f = l.split(' ');
-            let id = f.next().and_then(|s| s.parse().ok());
-            id.zip(f.nth(3).map(str::to_owned)).ok_or_else(|| malformed(format_args!("mountinfo line {l:?}")))
-        })
-        .collect()
+    text.lines().map(|l| mount(l).ok_or_else(|| malformed(format_args!("mountinfo line {l:?}")))).collect()
+}
+
+fn mount(line: &str) -> Option<Mount> {
+    let (before, after) = line.split_once(" - ")?;
+    let fields: Vec<&str> = before.split(' ').collect();
+    let [id, _, device, root, point, options, ..] = fields[..] else { return None };
+    let mut after = after.split(' ');
+    let (fs_type, of_fs) = (after.next()?, after.nth(1)?);
+    let is_ro = |options: &str| options.split(',').any(|o| o == "ro");
+    Some(Mount {
+        id: id.parse().ok()?,
+        device: device.to_owned(),
+        root: unescaped(root),
+        point: unescaped(point),
+        read_only: is_ro(options) || is_ro(of_fs),
+        fs_type: fs_type.to_owned(),
+    })
+}
+
+/// Space, tab, newline and backslash stand as `\040` and so on.
+fn unescaped(field: &str) -> String {
+    let mut parts = field.split('\\');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.get(..3).and_then(|octal| u8::from_str_radix(octal, 8).ok()) {
+            Some(byte) => {
+                out.push(byte.into());
+                out.push_str(&part[3..]);
+            }
+            None => {
+                out.push('\\');
+                out.push_str(part);
+            }
+        }
+    }
+    out
 }
 
 /// The processes in the cgroup of `pid`, and in those below it; empty where that is a root cgroup or not mounted

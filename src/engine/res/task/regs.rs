@@ -99,7 +99,7 @@ fn words(b: &[u8]) -> Vec<u32> {
     b.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().expect("four bytes"))).collect()
 }
 
-/// CRIU's record of the part that every reader knows; the whole area is in `lmrun.img`.
+/// CRIU's record of the part that every reader knows; the whole area is in `lmrun.bin`.
 fn fp_record(x: &[u8]) -> UserX86FpregsEntry {
     let xsave = (x.len() >= YMMH + YMMH_LEN).then(|| UserX86XsaveEntry {
         xstate_bv: u64_at(x, XSTATE_BV) & LEGACY_AND_AVX,
