@@ -16,6 +16,7 @@ use crate::sys::own_exe;
 mod argv;
 mod checkpoint;
 mod create;
+mod criu;
 mod delete;
 mod kill;
 mod list;
@@ -115,6 +116,9 @@ impl Command {
 
 /// lmrun, from the command line to the exit code.
 pub fn main() -> ExitCode {
+    if criu::is_asked_for(std::env::args_os().next().as_deref()) {
+        return criu::main();
+    }
     let cli = match Cli::try_parse_from(argv::normalized(std::env::args_os())) {
         Ok(cli) => cli,
         Err(help) => {

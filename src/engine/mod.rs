@@ -24,7 +24,7 @@ pub use error::{Error, Result, Why};
 pub use freeze::Freezer;
 pub use plan::{Plan, plan};
 pub use rebuild::RestoreReport;
-pub use track::pre_dump;
+pub use track::{can_track, pre_dump};
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

@@ -35,6 +35,11 @@ use crate::sys::uffd::{self, Uffd};
 use crate::sys::{fds, fork};
 use crate::tracee::borrow::{Leader, Undo};
 
+/// Whether this kernel can tell what was written since a pre-dump.
+pub fn can_track() -> bool {
+    Uffd::can_track()
+}
+
 /// Which process a userfaultfd belongs to: host pid and start time.
 type Who = (pid_t, u64);
 

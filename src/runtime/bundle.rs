@@ -56,6 +56,10 @@ impl Bundle {
         self.spec.linux().as_ref().ok_or_else(|| Error::Config("linux is missing".into()))
     }
 
+    pub fn annotations(&self) -> HashMap<String, String> {
+        self.spec.annotations().clone().unwrap_or_default()
+    }
+
     pub fn rootfs(&self) -> PathBuf {
         self.spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default()
     }

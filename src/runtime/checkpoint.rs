@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cgroup::Cgroup;
+use super::settings::Settings;
 use super::state::{Status, Store};
 use super::{Error, Result, delete, status};
 use crate::engine::{self, DumpReport, DumpRequest, Fate, Freezer, Subject};
@@ -46,26 +47,46 @@ pub fn checkpoint(
     let links = standard_links(init.pid)?;
     let external = links.iter().filter(|link| link.comes_from_outside).map(|link| link.target.clone()).collect();
     let targets: Vec<_> = links.into_iter().map(|link| link.target).collect();
+    let settings = Settings::of(&state.annotations)?;
+    let work = made(options.work.as_deref().unwrap_or(locked.dir()))?;
     let fate = if options.leave_running || options.pre_dump { Fate::Resume } else { Fate::Kill };
     let cgroup = Cgroup::at(&state.cgroup);
     let request = DumpRequest {
         subject: Subject { id: id.to_owned(), init: init.pid, dir: locked.dir().to_owned(), external },
         images: absolute(&options.images)?,
-        work: made(options.work.as_deref().unwrap_or(locked.dir()))?,
+        work: work.clone(),
         parent: options.parent,
         fate,
         paused: cgroup.is_frozen().then_some(&cgroup as &dyn Freezer),
-        tcp_established: options.tcp_established,
+        tcp_established: options.tcp_established || settings.tcp_established,
         extra_files: vec![(DESCRIPTORS.to_owned(), serde_json::json!(targets).to_string().into_bytes())],
         pages: options.pages,
         progress,
     };
     let dumped = if options.pre_dump { engine::pre_dump(request) } else { engine::dump(request) };
-    let report = dumped.map_err(Error::Engine)?;
+    let report = dumped.map_err(Error::Engine);
+    let said = match &report {
+        Ok(report) => format!(
+            "checkpointed container {id}: {} of {} pages, frozen for {:?}",
+            report.pages_written, report.pages_scanned, report.frozen
+        ),
+        Err(error) => format!("cannot checkpoint container {id}: {}", super::chain(error)),
+    };
+    write_log(&work, "dump.log", &said);
+    let report = report?;
     if fate == Fate::Kill {
         delete::remove(locked, &state)?;
     }
     Ok(report)
+}
+
+/// Leaves a log where engines look for it and keep it. What it says was said to the caller, too.
+pub(super) fn write_log(work: &Path, name: &str, said: &str) {
+    let text = format!("{}\nlmrun {}\n", said.trim_end(), env!("CARGO_PKG_VERSION"));
+    let path = work.join(name);
+    if let Err(error) = fs::write(&path, text) {
+        tracing::warn!(%error, path = %path.display(), "cannot write the log");
+    }
 }
 
 impl Freezer for Cgroup {

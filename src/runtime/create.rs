@@ -29,10 +29,11 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::bundle::{Bundle, makes_namespace};
 use super::cgroup::Cgroup;
 use super::process::Process;
+use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, chain, hooks, passwd};
+use super::{Error, Result, chain, hooks, passwd, restore};
 use crate::sys::netns;
 
 /// The name of libcontainer's socket on which init waits for `start`.
@@ -99,12 +100,13 @@ impl HalfMade {
             bundle: bundle.path.clone(),
             rootfs: bundle.rootfs(),
             created: rfc3339_nanos(SystemTime::now()),
-            annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+            annotations: bundle.annotations(),
             owner: passwd::user(Path::new("/etc/passwd"), uid).map(|user| user.name).unwrap_or_default(),
             init: None,
             creator: Process::own(),
             cgroup: cgroup.path().to_owned(),
             hooks: bundle.spec.hooks().clone(),
+            restore: None,
         };
         let locked = store.create(id)?;
         let pids = cgroup.pids()?;
@@ -118,8 +120,12 @@ impl HalfMade {
         Ok(container)
     }
 
-    /// Forks init and leaves it waiting for `start`, about to become the workload.
+    /// Forks init and leaves it waiting for `start`, about to become the workload: a program, or what a checkpoint
+    /// holds.
     pub fn build_workload(&mut self, bundle: &Bundle, options: &CreateOptions) -> Result<()> {
+        if let Some(images) = Settings::of(&self.state.annotations)?.checkpoint_to_restore(bundle)? {
+            return restore::prepare(self, bundle, images, options);
+        }
         let report = Rc::new(self.start_report(options.preserve_fds)?);
         let hook_state = hooks::state(&self.state, ContainerStatus::Created);
         let workload = Workload::new(bundle, hook_state, self.keyring(options), report)?;
@@ -186,6 +192,11 @@ impl HalfMade {
         }
         self.locked = None;
         Ok(init)
+    }
+
+    /// What `start` is to restore.
+    pub fn restores(&mut self, pending: restore::Pending) {
+        self.state.restore = Some(pending);
     }
 
     /// The name of the container's session keyring.

@@ -21,6 +21,7 @@ mod query;
 mod restore;
 mod run;
 mod seccomp;
+mod settings;
 mod start;
 mod state;
 pub mod timestamp;
@@ -91,6 +92,11 @@ pub enum Error {
     NoFreezer(PathBuf),
     #[error("freezer {}", path.display())]
     Freezer { path: PathBuf, source: io::Error },
+    /// The line is not quoted: its reader may not be allowed to see it.
+    #[error("{}, line {line}: {what}", file.display())]
+    Settings { file: PathBuf, line: usize, what: String },
+    #[error("checkpoint {} {why}", dir.display())]
+    Checkpoint { dir: PathBuf, why: String },
     #[error("the container has no pid namespace of its own, which a restore needs to give every process its old pid")]
     NoPidNamespace,
     #[error("the container's init did not become ready to be restored")]

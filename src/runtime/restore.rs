@@ -1,22 +1,29 @@
 //! Restore is create with another executor: the same namespaces, mounts and limits from the
 //! bundle, and an init that waits for the engine to make it what was dumped.
+//!
+//! Either in one go, or in two: a container whose configuration names a checkpoint
+//! ([`Settings::checkpoint_to_restore`](super::settings::Settings::checkpoint_to_restore)) gets its puppet from
+//! `create` and its processes from `start`, so that every engine can restore.
 
 use std::fs;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxNamespaceType;
+use serde::{Deserialize, Serialize};
 
 use super::bundle::Bundle;
-use super::checkpoint::{DESCRIPTORS, absolute, made};
+use super::checkpoint::{DESCRIPTORS, absolute, made, write_log};
 use super::create::{CreateOptions, HalfMade};
 use super::puppet::PuppetExecutor;
 use super::run::{Attachment, Foreground};
+use super::settings::Settings;
 use super::state::{Status, Store};
 use super::{Error, Result, start};
-use crate::engine::{self, Puppet, RestoreRequest};
+use crate::engine::{self, Plan, Puppet, RestoreRequest};
+use crate::sys::pidfd::PidFd;
 
 /// A restore as asked for on the command line.
 #[derive(Debug, Clone, Default)]
@@ -29,49 +36,110 @@ pub struct RestoreOptions {
     pub attachment: Attachment,
 }
 
+/// A restore of which `create` has made the container, and `start` is to make the processes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pending {
+    images: PathBuf,
+    /// The waiting init's copy of the driver's end of the puppet's socket.
+    control: i32,
+}
+
 /// Makes container `id` from a checkpoint. Attached, waits for its end like [`run`](super::run::run).
 ///
 /// # Errors
 /// [`Error::NoPidNamespace`], or why the checkpoint cannot be restored here; nothing of the container remains then.
 pub fn restore(store: &Store, id: &str, options: &RestoreOptions) -> Result<i32> {
     let bundle = Bundle::load(&options.create.bundle)?;
-    if !bundle.makes_namespace(LinuxNamespaceType::Pid) {
-        return Err(Error::NoPidNamespace);
-    }
+    let settings = Settings::of(&bundle.annotations())?;
     let images = absolute(&options.images)?;
-    let plan = engine::plan(RestoreRequest {
-        work: made(options.work.as_deref().unwrap_or(&images))?,
-        tcp_established: options.tcp_established,
-        external: own_streams(&images)?,
-        images,
-    })
-    .map_err(Error::Engine)?;
-
-    let signals = Foreground::prepare(options.attachment)?;
-    let mut container = HalfMade::begin(store, id, &bundle)?;
-    let puppet = raise_puppet(&mut container, &bundle, plan.clock_offsets(), &options.create)?;
-    plan.rebuild(puppet).map_err(Error::Engine)?;
-    let init = container.finish(Status::Running, options.create.pid_file.as_deref())?;
+    let work = made(options.work.as_deref().unwrap_or(&images))?;
+    let tcp_established = options.tcp_established || settings.tcp_established;
+    let restored = (|| {
+        let plan = plan(&bundle, &images, &work, tcp_established, &own_stream)?;
+        let signals = Foreground::prepare(options.attachment)?;
+        let mut container = HalfMade::begin(store, id, &bundle)?;
+        let control = raise_puppet(&mut container, &bundle, &plan, &options.create)?;
+        start::go(container.dir())?;
+        let init = container.state().init.ok_or(Error::PuppetLost)?;
+        rebuild(plan, init.pid, control, &work)?;
+        let init = container.finish(Status::Running, options.create.pid_file.as_deref())?;
+        Ok((signals, init))
+    })();
+    if let Err(error) = &restored {
+        write_log(&work, "restore.log", &format!("cannot restore container {id}: {}", super::chain(error)));
+    }
+    let (signals, init) = restored?;
     signals.map_or(Ok(0), |signals| signals.stay_with(store, id, init))
 }
 
-/// Builds the container around a puppet and waits until that is ready.
-fn raise_puppet(
+/// The first half of a restore by `create` and `start`: the container, with a puppet that waits.
+pub(super) fn prepare(
     container: &mut HalfMade,
     bundle: &Bundle,
-    clocks: engine::ClockOffsets,
+    images: PathBuf,
     options: &CreateOptions,
-) -> Result<Puppet> {
-    let (executor, mut control) =
+) -> Result<()> {
+    if options.console_socket.is_some() {
+        return Err(Error::Terminal("cannot restore a container that has a terminal"));
+    }
+    // Planned again by `start`: here it tells the clocks, and what is wrong while the caller listens.
+    let plan = plan(bundle, &images, container.dir(), true, &own_stream)?;
+    let control = raise_puppet(container, bundle, &plan, options)?;
+    container.restores(Pending { images, control: control.as_raw_fd() });
+    Ok(())
+}
+
+/// The second half: `init`, which waits in libcontainer's last step, becomes the checkpoint's.
+pub(super) fn complete(dir: &Path, init: i32, pending: &Pending) -> Result<()> {
+    let waiting = PidFd::open(init).map_err(|e| Error::io("init", e))?;
+    let take = |fd| waiting.get(fd).map_err(|e| Error::io(format!("descriptor {fd} of init"), e));
+    // The standard streams of the container are init's, not ours.
+    let request = RestoreRequest {
+        work: dir.to_owned(),
+        tcp_established: true,
+        external: streams(&pending.images, &|fd| waiting.get(fd))?,
+        images: pending.images.clone(),
+    };
+    let plan = engine::plan(request).map_err(Error::Engine)?;
+    let control = UnixStream::from(take(pending.control)?);
+    start::go(dir)?;
+    rebuild(plan, init, control, dir)
+}
+
+fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool, stream: Streams<'_>) -> Result<Plan> {
+    if !bundle.makes_namespace(LinuxNamespaceType::Pid) {
+        return Err(Error::NoPidNamespace);
+    }
+    let request = RestoreRequest {
+        work: work.to_owned(),
+        tcp_established,
+        external: streams(images, stream)?,
+        images: images.to_owned(),
+    };
+    engine::plan(request).map_err(Error::Engine)
+}
+
+/// Builds the container around an init that becomes a puppet as soon as it is started; gives the driver's end
+/// of its socket.
+fn raise_puppet(container: &mut HalfMade, bundle: &Bundle, plan: &Plan, options: &CreateOptions) -> Result<UnixStream> {
+    let (executor, control) =
         PuppetExecutor::new(container.keyring(options)).map_err(|e| Error::io("socketpair", e))?;
     // The terminal is the dumped tasks' affair, and so are descriptors handed down.
     let options = CreateOptions { console_socket: None, preserve_fds: 0, ..options.clone() };
-    container.build(bundle.spec_for_puppet(clocks)?, Box::new(executor.clone()), &options)?;
+    container.build(bundle.spec_for_puppet(plan.clock_offsets())?, Box::new(executor.clone()), &options)?;
     executor.release();
-    start::go(container.dir())?;
+    Ok(control)
+}
+
+fn rebuild(plan: Plan, init: i32, mut control: UnixStream, work: &Path) -> Result<()> {
     wait_ready(&mut control)?;
-    let init = container.state().init.ok_or(Error::PuppetLost)?;
-    Ok(Puppet { pid: init.pid, control })
+    let report = plan.rebuild(Puppet { pid: init, control }).map_err(Error::Engine)?;
+    for missed in &report.missed {
+        tracing::warn!("{missed}");
+    }
+    let said = format!("restored {} pages in {:?}\n{}", report.pages, report.total, report.missed.join("\n"));
+    write_log(work, "restore.log", &said);
+    Ok(())
 }
 
 fn wait_ready(control: &mut UnixStream) -> Result<()> {
@@ -81,24 +149,30 @@ fn wait_ready(control: &mut UnixStream) -> Result<()> {
     }
 }
 
-/// What takes the place of the standard streams that the dumped init had from outside: ours. A path is not
+/// What gives standard stream 0, 1 or 2 of the new container.
+type Streams<'a> = &'a dyn Fn(i32) -> io::Result<OwnedFd>;
+
+fn own_stream(fd: i32) -> io::Result<OwnedFd> {
+    match fd {
+        0 => io::stdin().as_fd().try_clone_to_owned(),
+        1 => io::stdout().as_fd().try_clone_to_owned(),
+        _ => io::stderr().as_fd().try_clone_to_owned(),
+    }
+}
+
+/// What takes the place of the standard streams that the dumped init had from outside. A path is not
 /// taken for one of the host's where the container has a file of that name (/dev/null).
-fn own_streams(images: &Path) -> Result<Vec<(String, OwnedFd)>> {
+fn streams(images: &Path, stream: Streams<'_>) -> Result<Vec<(String, OwnedFd)>> {
     let path = images.join(DESCRIPTORS);
     let links: Vec<String> = match fs::read(&path) {
         Ok(json) => serde_json::from_slice(&json).map_err(|e| Error::io(&path, e.into()))?,
         Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(Error::io(&path, e)),
     };
-    let own = |fd: usize| match fd {
-        0 => io::stdin().as_fd().try_clone_to_owned(),
-        1 => io::stdout().as_fd().try_clone_to_owned(),
-        _ => io::stderr().as_fd().try_clone_to_owned(),
-    };
     let mut streams: Vec<(String, OwnedFd)> = Vec::new();
-    for (fd, link) in links.into_iter().enumerate().take(3) {
+    for (fd, link) in (0..3).zip(links) {
         if link != "/dev/null" && !streams.iter().any(|(known, _)| *known == link) {
-            streams.push((link, own(fd).map_err(|e| Error::io("standard streams", e))?));
+            streams.push((link, stream(fd).map_err(|e| Error::io("standard streams", e))?));
         }
     }
     Ok(streams)

@@ -10,7 +10,7 @@ use nix::sys::stat::Mode;
 
 use super::create::{NOTIFY_SOCKET, START_REPORT};
 use super::state::{Locked, State, Status, Store};
-use super::{Error, Result, chain, hooks, status};
+use super::{Error, Result, chain, hooks, restore, status};
 
 /// Starts the workload of container `id`.
 ///
@@ -27,6 +27,20 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
 }
 
 pub(super) fn start_locked(locked: &Locked, state: &mut State) -> Result<()> {
+    match (state.restore.take(), state.init) {
+        (Some(pending), Some(init)) => restore::complete(locked.dir(), init.pid, &pending)?,
+        _ => start_workload(locked)?,
+    }
+    for used in [START_REPORT, NOTIFY_SOCKET] {
+        let _ = fs::remove_file(locked.dir().join(used));
+    }
+    state.status = Status::Running;
+    locked.save(state)?;
+    hooks::poststart(state);
+    Ok(())
+}
+
+fn start_workload(locked: &Locked) -> Result<()> {
     let path = locked.dir().join(START_REPORT);
     // Opening must not wait for an init that has died.
     let report = open(&path, OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
@@ -38,12 +52,6 @@ pub(super) fn start_locked(locked: &Locked, state: &mut State) -> Result<()> {
     if !failure.is_empty() {
         return Err(Error::Init(failure));
     }
-    for used in [START_REPORT, NOTIFY_SOCKET] {
-        let _ = fs::remove_file(locked.dir().join(used));
-    }
-    state.status = Status::Running;
-    locked.save(state)?;
-    hooks::poststart(state);
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
+use super::restore::Pending;
 use super::{Error, Result};
 
 /// Where a container is in its life. `Paused` is never stored: the freezer knows.
@@ -65,6 +66,9 @@ pub struct State {
     /// The hooks that are still to run; config.json may have changed or gone by then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
+    /// A created container that `start` makes from a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Pending>,
 }
 
 /// The directory that holds one directory per container (`--root`).
@@ -249,6 +253,7 @@ mod tests {
             creator: Process::own(),
             cgroup: "/lmrun-x".into(),
             hooks: None,
+            restore: None,
         }
     }
 

@@ -1,10 +1,20 @@
 //! The process's own table of descriptors.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
+
+/// A duplicate of a descriptor that whoever started this program has left open under a number.
+pub fn inherited(fd: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers; the result is a descriptor of ours alone.
+    unsafe {
+        let fd = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
 
 /// Closes every descriptor from `first` up. close_range(2), since Linux 5.9.
 ///

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 const API: u64 = 0xaa;
 const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
@@ -60,6 +60,19 @@ impl AsFd for Uffd {
 }
 
 impl Uffd {
+    /// Whether this kernel can track writes as [`Uffd::tracking`] asks for.
+    pub fn can_track() -> bool {
+        // SAFETY: no pointers; the result is a descriptor of ours alone.
+        let fd = unsafe {
+            let fd = libc::syscall(libc::SYS_userfaultfd, OPEN_FLAGS);
+            if fd < 0 {
+                return false;
+            }
+            OwnedFd::from_raw_fd(fd as libc::c_int)
+        };
+        Uffd::tracking(fd).is_ok()
+    }
+
     /// For dirty tracking: writes to protected pages go on at once and are remembered.
     pub fn tracking(fd: OwnedFd) -> io::Result<Uffd> {
         Uffd(fd).api(FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED | FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_PAGEFAULT_FLAG_WP)
