@@ -171,7 +171,7 @@ fn established_without_the_flag() {
     c.check(2);
 }
 
-/// A directory of images that exists already is not written over.
+/// Images that exist already are replaced by a checkpoint that succeeds, as engines want it, and by no other.
 #[test]
 fn images_that_exist() {
     if !needs::root() {

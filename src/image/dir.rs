@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use prost::Message;
 
 use super::format::{self, ImageFile, Payload, RecordReader, RecordWriter};
@@ -31,13 +31,16 @@ pub struct ImageWriter {
     staging: PathBuf,
     /// The target is a mount point: it cannot be replaced, only filled.
     fill: bool,
+    /// The target holds images, which the new ones replace.
+    replace: bool,
     parent: Option<ImageDir>,
     _lock: Flock<File>,
 }
 
 impl ImageWriter {
-    /// Begins the directory `target`, which must not exist or be an empty directory. `parent`
-    /// is the image directory that this one is an increment of, relative to `target`.
+    /// Begins the directory `target`, which must not exist, be empty, or be an image directory: engines use the same
+    /// one again, and until the commit the old images stay. `parent` is the image directory that this one is an
+    /// increment of, relative to `target`.
     ///
     /// # Errors
     /// [`Error::Occupied`], and whatever is wrong with the parent, before anything was made.
@@ -57,12 +60,13 @@ impl ImageWriter {
         let prefix = format!(".{}.lmrun-", name.display());
         let around = if fill { &target } else { &above };
         remove_stale(around, &prefix).map_err(at(around))?;
-        if !is_vacant(&target).map_err(at(&target))? {
+        let replace = !is_vacant(&target).map_err(at(&target))?;
+        if replace && (fill || !ImageDir::open(&target).is_ok_and(|dir| dir.has_images().unwrap_or(false))) {
             return Err(Error::Occupied { path: target });
         }
         let staging = around.join(format!("{prefix}{}", std::process::id()));
         let lock = make_locked(&staging).map_err(at(&staging))?;
-        let mut writer = Self { target, staging, fill, parent: None, _lock: lock };
+        let mut writer = Self { target, staging, fill, replace, parent: None, _lock: lock };
         if let Some(link) = parent {
             writer.parent = Some(writer.link_parent(link)?);
         }
@@ -72,6 +76,9 @@ impl ImageWriter {
     fn link_parent(&self, link: &Path) -> Result<ImageDir> {
         // The target may not exist yet; the staging directory beside it sees the same.
         let parent = open_parent(if self.fill { &self.target } else { &self.staging }, link)?;
+        if self.replace {
+            parent.must_not_need(&self.target)?;
+        }
         let place = self.staging.join(PARENT);
         symlink(link, &place).map_err(Error::io(&place))?;
         Ok(parent)
@@ -153,6 +160,11 @@ impl ImageWriter {
             fs::remove_dir(staging).map_err(Error::io(staging))?;
             return sync(target);
         }
+        if self.replace {
+            // What was there is removed when this is dropped.
+            renameat2(AT_FDCWD, staging, AT_FDCWD, target, RenameFlags::RENAME_EXCHANGE).map_err(Error::io(target))?;
+            return sync(target.parent().unwrap_or(Path::new("/")));
+        }
         match fs::rename(staging, target) {
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Err(Error::Occupied { path: target.clone() }),
             done => done.map_err(Error::io(target)),
@@ -163,7 +175,7 @@ impl ImageWriter {
 
 impl Drop for ImageWriter {
     fn drop(&mut self) {
-        // After a commit there is nothing under this name any more.
+        // After a commit there is nothing under this name any more, or what was replaced.
         let _ = fs::remove_dir_all(&self.staging);
     }
 }
@@ -215,6 +227,20 @@ impl ImageDir {
     /// Whether there is a file of this kind and id.
     pub fn exists<T>(&self, kind: &ImageFile<T>, id: u64) -> Result<bool> {
         self.file_if_there(&kind.name(id)).map(|file| file.is_some())
+    }
+
+    /// A pre-dump whose pages went to a page server leaves lmrun.bin alone.
+    fn has_images(&self) -> Result<bool> {
+        Ok(self.exists(&format::INVENTORY, 0)? || self.exists(&format::LMRUN, 0)? || self.has_pagemaps()?)
+    }
+
+    /// Refuses a parent that is `target`, or has it among its own.
+    fn must_not_need(&self, target: &Path) -> Result<()> {
+        let meta = fs::metadata(target).map_err(Error::io(target))?;
+        if self.lineage.last() == Some(&(meta.dev(), meta.ino())) {
+            return Err(Error::ParentCycle { path: target.to_owned() });
+        }
+        self.parent()?.map_or(Ok(()), |parent| parent.must_not_need(target))
     }
 
     fn has_pagemaps(&self) -> Result<bool> {
@@ -350,8 +376,7 @@ pub(crate) fn open_parent(from: &Path, link: &Path) -> Result<ImageDir> {
         return Err(Error::ParentNotRelative { path: link.to_owned() });
     }
     let parent = ImageDir::open(&from.join(link))?;
-    // A pre-dump whose pages went to a page server leaves lmrun.bin alone.
-    if parent.exists(&format::INVENTORY, 0)? || parent.exists(&format::LMRUN, 0)? || parent.has_pagemaps()? {
+    if parent.has_images()? {
         return Ok(parent);
     }
     Err(Error::NotImages { path: parent.path })

@@ -71,14 +71,26 @@ fn an_unfinished_directory_leaves_nothing() {
 }
 
 #[test]
-fn only_an_empty_directory_is_replaced() {
+fn only_images_and_empty_directories_are_replaced() {
     let tmp = Scratch::new();
     let path = tmp.path().join("image");
     fs::create_dir(&path).unwrap();
     minimal(&path, None);
-    assert!(matches!(ImageWriter::create(&path, None), Err(Error::Occupied { .. })));
+    fs::write(path.join("old"), "").unwrap();
+    let writer = ImageWriter::create(&path, None).unwrap();
+    assert!(path.join("old").exists(), "until the commit");
+    writer.write(&INVENTORY, 0, &[inventory()]).unwrap();
+    writer.commit().unwrap();
+    assert_eq!(names(&path), ["inventory.img"]);
     assert!(matches!(ImageWriter::create(Path::new("/"), None), Err(Error::Occupied { .. })));
     assert_eq!(names(tmp.path()), ["image"]);
+
+    let other = tmp.path().join("other");
+    minimal(&tmp.path().join("child"), Some("../image"));
+    assert!(matches!(ImageWriter::create(&path, Some(Path::new("../child"))), Err(Error::ParentCycle { .. })));
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("precious"), "").unwrap();
+    assert!(matches!(ImageWriter::create(&other, None), Err(Error::Occupied { .. })));
 }
 
 #[test]

@@ -15,6 +15,13 @@ use crate::image::pages::PageSink;
 /// their links, as runc writes it.
 pub(super) const DESCRIPTORS: &str = "descriptors.json";
 
+/// A file that containerd puts into the archive of an image directory and does not take out again, as its name is
+/// that of a whiteout (OCI image specification, layers).
+///
+/// Docker stores the archive under its digest when it checkpoints, and again, made anew, when it restores; the two being
+/// alike, the restore fails with "already exists" until the first has been collected. With this they are not.
+const LEFT_IN_ARCHIVE: &str = ".wh.lmrun";
+
 /// A checkpoint as asked for on the command line.
 #[derive(Default)]
 pub struct CheckpointOptions {
@@ -59,7 +66,10 @@ pub fn checkpoint(
         fate,
         paused: cgroup.is_frozen().then_some(&cgroup as &dyn Freezer),
         tcp_established: options.tcp_established || settings.tcp_established,
-        extra_files: vec![(DESCRIPTORS.to_owned(), serde_json::json!(targets).to_string().into_bytes())],
+        extra_files: [(DESCRIPTORS.to_owned(), serde_json::json!(targets).to_string().into_bytes())]
+            .into_iter()
+            .chain(settings.by_shim.then(|| (LEFT_IN_ARCHIVE.to_owned(), Vec::new())))
+            .collect(),
         pages: options.pages,
         progress,
     };

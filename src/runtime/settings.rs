@@ -5,7 +5,6 @@
 //! it has the form of CRIU's configuration files, which the annotation `org.criu.config` names: one option in a
 //! line, its argument behind it, `#` before a comment.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -29,6 +28,8 @@ const LONGEST: u64 = 1 << 16;
 pub struct Settings {
     /// Established TCP connections go along without being asked for.
     pub tcp_established: bool,
+    /// A shim of containerd calls, perhaps for Docker: neither has an option for connections or locks.
+    pub by_shim: bool,
     /// `create` restores what lies below this directory only.
     checkpoints: PathBuf,
     /// [`RESTORE`] counts as a variable of the process, too.
@@ -39,8 +40,11 @@ impl Settings {
     /// # Errors
     /// A configuration file that cannot be read, or has an option that is not known.
     pub fn of(annotations: &std::collections::HashMap<String, String>) -> Result<Self> {
+        // Every shim has it, and nobody else.
+        let by_shim = std::env::var_os("TTRPC_ADDRESS").is_some();
         let mut settings = Settings {
-            tcp_established: has_no_options(std::env::var_os("TTRPC_ADDRESS").as_deref()),
+            tcp_established: by_shim,
+            by_shim,
             checkpoints: CHECKPOINTS.into(),
             restore_by_environment: false,
         };
@@ -112,11 +116,6 @@ impl Settings {
     }
 }
 
-/// The shim of containerd has no option for connections, nor has Docker above it; it has this variable.
-fn has_no_options(ttrpc_address: Option<&OsStr>) -> bool {
-    ttrpc_address.is_some()
-}
-
 /// None: there is no such file.
 fn read(path: &Path) -> Result<Option<String>> {
     let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -139,7 +138,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn settings() -> Settings {
-        Settings { tcp_established: false, checkpoints: CHECKPOINTS.into(), restore_by_environment: false }
+        let checkpoints = CHECKPOINTS.into();
+        Settings { tcp_established: false, by_shim: false, checkpoints, restore_by_environment: false }
     }
 
     #[test]
