@@ -5,6 +5,7 @@ RELEASE := target/$(TARGET)/release
 BINARY  := $(RELEASE)/lmrun
 PREFIX  ?= /usr/local
 BENCH   ?=
+CONFORMANCE ?=
 TOOLS   := runtime-tests/tools.sh
 # rustup's default place, for a shell that has not read its profile again.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -12,7 +13,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo bench-migrate bench-engine test unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help demo bench-migrate bench-engine bench-lifecycle test test-conformance unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -29,6 +30,10 @@ bench-migrate: all tools-test ## Moves of a Redis by lmrun, and by runc + CRIU w
 	cargo build --release --locked -p runtime-tests --bin bench_migrate
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_migrate $(BENCH)
 
+bench-lifecycle: all tools-test ## A container's life, exec, state, peak memory, beside runc and crun where installed, as a table (BENCH: flags)
+	cargo build --release --locked -p runtime-tests --bin bench_lifecycle
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_lifecycle $(BENCH)
+
 bench-engine: all ## Dump, restore, freeze, remote calls, beside memcpy, as a table (BENCH: flags)
 	cargo build --release --locked -p runtime-tests --bin bench_engine --bin workload
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_engine $(BENCH)
@@ -44,6 +49,12 @@ scenarios: all tools-test ## Scenarios alone: containers that check themselves a
 lint: tools-build ## Formatting and clippy, where this toolchain has them
 	if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "SKIP fmt: no rustfmt"; fi
 	if cargo clippy --version >/dev/null 2>&1; then cargo clippy --locked --workspace --all-targets -- -D warnings; else echo "SKIP clippy: no clippy"; fi
+
+test-conformance: all ## The OCI validation suite, from Debian's source package, against lmrun and runc (CONFORMANCE: flags)
+	@$(TOOLS) conformance
+	runtime-tests/conformance/build.sh target/conformance
+	cargo build --release --locked -p runtime-tests --bin conformance
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/conformance --suite target/conformance/suite $(CONFORMANCE)
 
 soak: all tools-test ## kill -9 at 50 random moments of everything, then 20 demos
 	LMRUN=$(CURDIR)/$(BINARY) LMRUN_CRASHES=50 cargo test --locked -p runtime-tests --test crash -- --test-threads=1 --nocapture

@@ -3,6 +3,7 @@
 # For Debian and its kin; elsewhere it says what is missing.
 #   build   a Rust toolchain, a linker, the C library to link statically
 #   test    Redis, busybox, iproute2, nftables, and crit and checkpointctl to read images with
+#   conformance   Go and the libraries that the OCI validation suite is built with, runc to compare with
 set -eu
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/lmrun-tools
 packages=
@@ -10,6 +11,11 @@ packages=
 # need COMMAND PACKAGE
 need() {
     command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || packages="$packages $2"
+}
+
+# need_package PACKAGE: one that brings no command
+need_package() {
+    dpkg -s "$1" >/dev/null 2>&1 || packages="$packages $1"
 }
 
 install_packages() {
@@ -72,6 +78,18 @@ for group in "$@"; do
         [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || need libc.a libc6-dev
         install_packages
         toolchain
+        ;;
+    conformance)
+        need go golang-go
+        need runc runc
+        need xz xz-utils
+        for library in blang-semver google-uuid hashicorp-go-multierror mrunalp-fileutils opencontainers-selinux \
+            opencontainers-specs sirupsen-logrus stretchr-testify urfave-cli xeipuuv-gojsonschema; do
+            need_package "golang-github-$library-dev"
+        done
+        need_package golang-gocapability-dev
+        need_package golang-golang-x-sys-dev
+        install_packages
         ;;
     test)
         need redis-server redis-server

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod bundle;
 pub mod command;
+pub mod conformance;
 pub mod container;
 pub mod flavour;
 pub mod host;
@@ -14,6 +15,7 @@ pub mod hosts;
 pub mod migration;
 pub mod needs;
 pub mod network;
+pub mod profile;
 pub mod redis;
 pub mod runtimes;
 pub mod stats;

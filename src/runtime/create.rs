@@ -157,7 +157,8 @@ impl HalfMade {
             console_socket: console.as_ref().map(AsRawFd::as_raw_fd),
             notify_listener,
             preserve_fds: options.preserve_fds.cast_signed(),
-            container: Some(HookContainer { state: hooks::state(&self.state, ContainerStatus::Creating), root: dir }),
+            // The hooks of create come after step 2 of the lifecycle, behind which a container is `created`.
+            container: Some(HookContainer { state: hooks::state(&self.state, ContainerStatus::Created), root: dir }),
             user_ns_config: UserNamespaceConfig::new(&spec).map_err(|e| Error::Libcontainer(chain(&e)))?,
             cgroup_config: cgroup.config(&self.state.id),
             detached: true,

@@ -1,6 +1,7 @@
 //! Measurements, as tables in Markdown. The programs `bench_migrate` and `bench_engine` print them.
 
 pub mod engine;
+pub mod lifecycle;
 pub mod migrate;
 
 use std::fs;
