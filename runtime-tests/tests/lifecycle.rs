@@ -13,7 +13,7 @@ use lmrun::sys::fdpass;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use runtime_tests::bundle::Shape;
 use runtime_tests::command::{self, Done};
-use runtime_tests::container::Container;
+use runtime_tests::container::{Checkpoint, Container};
 use runtime_tests::{host, needs};
 use serde_json::{Value, json};
 
@@ -371,4 +371,37 @@ fn a_page_server_that_others_can_reach_must_be_asked_for() {
     command.args(["page-server", "--address", "0.0.0.0", "--port", "0", "--image-path"]);
     let done = c.perform(command.arg(c.images("x"))).failed();
     assert!(done.err.contains("--insecure"), "{done}");
+}
+
+/// A paused container runs nothing before its checkpoint, and is paused after it; resumed or restored, it goes on.
+#[test]
+fn a_paused_container_stands_still_through_its_checkpoint() {
+    let Some(c) = shell("n=0; while :; do n=$((n + 1)); echo $n >> /count; done", |_| ()) else {
+        return;
+    };
+    make(&c, &["run", "-d"]).ok();
+    let size = || fs::metadata(c.bundle().join("rootfs/count")).map_or(0, |m| m.len());
+    let grows = || {
+        let (begin, before) = (Instant::now(), size());
+        while size() <= before {
+            assert!(begin.elapsed() < Duration::from_secs(5), "it does not go on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    grows();
+    for round in 0..3 {
+        c.simple("pause").ok();
+        let before = size();
+        let images = format!("running{round}");
+        c.checkpoint(&Checkpoint { images: &images, leave_running: true, ..Checkpoint::default() }).ok();
+        assert_eq!((status(&c).as_str(), size()), ("paused", before));
+        c.simple("resume").ok();
+        grows();
+    }
+    c.simple("pause").ok();
+    let before = size();
+    c.checkpoint(&Checkpoint { images: "final", ..Checkpoint::default() }).ok();
+    assert_eq!(size(), before);
+    c.restore(&c.images("final"), true).ok();
+    grows();
 }

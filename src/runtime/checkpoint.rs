@@ -7,13 +7,9 @@ use std::path::{Path, PathBuf};
 use super::cgroup::Cgroup;
 use super::settings::Settings;
 use super::state::{Status, Store};
-use super::{Error, Result, delete, status};
+use super::{Error, Result, delete, status, streams};
 use crate::engine::{self, DumpReport, DumpRequest, Fate, Freezer, Subject};
 use crate::image::pages::PageSink;
-
-/// The file in an image directory that names what init's descriptors 0, 1 and 2 were: a JSON list of
-/// their links, as runc writes it.
-pub(super) const DESCRIPTORS: &str = "descriptors.json";
 
 /// A file that containerd puts into the archive of an image directory and does not take out again, as its name is
 /// that of a whiteout (OCI image specification, layers).
@@ -51,9 +47,7 @@ pub fn checkpoint(
     let (Status::Running | Status::Paused, Some(init)) = (status(&state), state.init) else {
         return Err(Error::NotRunning);
     };
-    let links = standard_links(init.pid)?;
-    let external = links.iter().filter(|link| link.comes_from_outside).map(|link| link.target.clone()).collect();
-    let targets: Vec<_> = links.into_iter().map(|link| link.target).collect();
+    let external = state.streams.iter().filter(|s| s.from_outside).map(|s| s.link.clone()).collect();
     let settings = Settings::of(&state.annotations)?;
     let work = made(options.work.as_deref().unwrap_or(locked.dir()))?;
     let fate = if options.leave_running || options.pre_dump { Fate::Resume } else { Fate::Kill };
@@ -66,7 +60,7 @@ pub fn checkpoint(
         fate,
         paused: cgroup.is_frozen().then_some(&cgroup as &dyn Freezer),
         tcp_established: options.tcp_established || settings.tcp_established,
-        extra_files: [(DESCRIPTORS.to_owned(), serde_json::json!(targets).to_string().into_bytes())]
+        extra_files: [(streams::FILE.to_owned(), streams::links(&state.streams))]
             .into_iter()
             .chain(settings.by_shim.then(|| (LEFT_IN_ARCHIVE.to_owned(), Vec::new())))
             .collect(),
@@ -107,31 +101,6 @@ impl Freezer for Cgroup {
     fn thaw(&self) -> io::Result<()> {
         self.thaw().map_err(io::Error::other)
     }
-}
-
-/// One of init's standard streams.
-struct Link {
-    target: String,
-    comes_from_outside: bool,
-}
-
-/// The links of init's descriptors 0, 1 and 2, those that are open. Pipes and sockets have an other end that is
-/// not the container's to restore; a file comes from outside when its mount is not one of the container's.
-fn standard_links(init: i32) -> Result<Vec<Link>> {
-    let mounts = format!("/proc/{init}/mountinfo");
-    let mounts = fs::read_to_string(&mounts).map_err(|e| Error::io(mounts, e))?;
-    let mut links = Vec::new();
-    for fd in 0..3 {
-        let Ok(target) = fs::read_link(format!("/proc/{init}/fd/{fd}")) else {
-            continue;
-        };
-        let target = target.to_string_lossy().into_owned();
-        let fdinfo = fs::read_to_string(format!("/proc/{init}/fdinfo/{fd}")).unwrap_or_default();
-        let mount = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
-        let inside = mount.is_some_and(|mount| mounts.lines().any(|line| line.split(' ').next() == Some(mount)));
-        links.push(Link { target, comes_from_outside: !inside });
-    }
-    Ok(links)
 }
 
 pub(super) fn absolute(path: &Path) -> Result<PathBuf> {

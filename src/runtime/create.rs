@@ -33,7 +33,7 @@ use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, chain, hooks, passwd, restore};
+use super::{Error, Result, chain, hooks, passwd, restore, streams};
 use crate::sys::netns;
 
 /// The name of libcontainer's socket on which init waits for `start`.
@@ -103,6 +103,7 @@ impl HalfMade {
             annotations: bundle.annotations(),
             owner: passwd::user(Path::new("/etc/passwd"), uid).map(|user| user.name).unwrap_or_default(),
             init: None,
+            streams: Vec::new(),
             creator: Process::own(),
             cgroup: cgroup.path().to_owned(),
             hooks: bundle.spec.hooks().clone(),
@@ -179,6 +180,7 @@ impl HalfMade {
         if self.state.init.is_none() {
             return Err(Error::Init("init died while the container was made".into()));
         }
+        self.state.streams = streams::of(pid)?;
         self.locked().save(&self.state)?;
         if makes_network { raise_loopback(pid) } else { Ok(()) }
     }

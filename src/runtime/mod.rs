@@ -24,6 +24,7 @@ mod seccomp;
 mod settings;
 mod start;
 mod state;
+mod streams;
 pub mod timestamp;
 mod workload;
 

@@ -5,9 +5,8 @@
 //! ([`Settings::checkpoint_to_restore`](super::settings::Settings::checkpoint_to_restore)) gets its puppet from
 //! `create` and its processes from `start`, so that every engine can restore.
 
-use std::fs;
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -15,12 +14,13 @@ use oci_spec::runtime::LinuxNamespaceType;
 use serde::{Deserialize, Serialize};
 
 use super::bundle::Bundle;
-use super::checkpoint::{DESCRIPTORS, absolute, made, write_log};
+use super::checkpoint::{absolute, made, write_log};
 use super::create::{CreateOptions, HalfMade};
 use super::puppet::PuppetExecutor;
 use super::run::{Attachment, Foreground};
 use super::settings::Settings;
 use super::state::{Status, Store};
+use super::streams::{self, Source};
 use super::{Error, Result, start};
 use crate::engine::{self, Plan, Puppet, RestoreRequest};
 use crate::sys::pidfd::PidFd;
@@ -55,7 +55,7 @@ pub fn restore(store: &Store, id: &str, options: &RestoreOptions) -> Result<i32>
     let work = made(options.work.as_deref().unwrap_or(&images))?;
     let tcp_established = options.tcp_established || settings.tcp_established;
     let restored = (|| {
-        let plan = plan(&bundle, &images, &work, tcp_established, &own_stream)?;
+        let plan = plan(&bundle, &images, &work, tcp_established, &streams::own)?;
         let signals = Foreground::prepare(options.attachment)?;
         let mut container = HalfMade::begin(store, id, &bundle)?;
         let control = raise_puppet(&mut container, &bundle, &plan, &options.create)?;
@@ -83,7 +83,7 @@ pub(super) fn prepare(
         return Err(Error::Terminal("cannot restore a container that has a terminal"));
     }
     // Planned again by `start`: here it tells the clocks, and what is wrong while the caller listens.
-    let plan = plan(bundle, &images, container.dir(), true, &own_stream)?;
+    let plan = plan(bundle, &images, container.dir(), true, &streams::own)?;
     let control = raise_puppet(container, bundle, &plan, options)?;
     container.restores(Pending { images, control: control.as_raw_fd() });
     Ok(())
@@ -97,7 +97,7 @@ pub(super) fn complete(dir: &Path, init: i32, pending: &Pending) -> Result<()> {
     let request = RestoreRequest {
         work: dir.to_owned(),
         tcp_established: true,
-        external: streams(&pending.images, &|fd| waiting.get(fd))?,
+        external: streams::replaced(&pending.images, &|fd| waiting.get(fd))?,
         images: pending.images.clone(),
     };
     let plan = engine::plan(request).map_err(Error::Engine)?;
@@ -106,14 +106,14 @@ pub(super) fn complete(dir: &Path, init: i32, pending: &Pending) -> Result<()> {
     rebuild(plan, init, control, dir)
 }
 
-fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool, stream: Streams<'_>) -> Result<Plan> {
+fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool, stream: Source<'_>) -> Result<Plan> {
     if !bundle.makes_namespace(LinuxNamespaceType::Pid) {
         return Err(Error::NoPidNamespace);
     }
     let request = RestoreRequest {
         work: work.to_owned(),
         tcp_established,
-        external: streams(images, stream)?,
+        external: streams::replaced(images, stream)?,
         images: images.to_owned(),
     };
     engine::plan(request).map_err(Error::Engine)
@@ -147,33 +147,4 @@ fn wait_ready(control: &mut UnixStream) -> Result<()> {
         Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(Error::PuppetLost),
         read => read.map_err(|e| Error::io("puppet", e)),
     }
-}
-
-/// What gives standard stream 0, 1 or 2 of the new container.
-type Streams<'a> = &'a dyn Fn(i32) -> io::Result<OwnedFd>;
-
-fn own_stream(fd: i32) -> io::Result<OwnedFd> {
-    match fd {
-        0 => io::stdin().as_fd().try_clone_to_owned(),
-        1 => io::stdout().as_fd().try_clone_to_owned(),
-        _ => io::stderr().as_fd().try_clone_to_owned(),
-    }
-}
-
-/// What takes the place of the standard streams that the dumped init had from outside. A path is not
-/// taken for one of the host's where the container has a file of that name (/dev/null).
-fn streams(images: &Path, stream: Streams<'_>) -> Result<Vec<(String, OwnedFd)>> {
-    let path = images.join(DESCRIPTORS);
-    let links: Vec<String> = match fs::read(&path) {
-        Ok(json) => serde_json::from_slice(&json).map_err(|e| Error::io(&path, e.into()))?,
-        Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(Error::io(&path, e)),
-    };
-    let mut streams: Vec<(String, OwnedFd)> = Vec::new();
-    for (fd, link) in (0..3).zip(links) {
-        if link != "/dev/null" && !streams.iter().any(|(known, _)| *known == link) {
-            streams.push((link, stream(fd).map_err(|e| Error::io("standard streams", e))?));
-        }
-    }
-    Ok(streams)
 }

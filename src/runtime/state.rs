@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::Process;
 use super::restore::Pending;
+use super::streams::Stream;
 use super::{Error, Result};
 
 /// Where a container is in its life. `Paused` is never stored: the freezer knows.
@@ -59,6 +60,9 @@ pub struct State {
 
     /// The container's first process, once there is one.
     pub init: Option<Process>,
+    /// Init's descriptors 0, 1 and 2 when it was made.
+    #[serde(default)]
+    pub streams: Vec<Stream>,
     /// The lmrun that makes or made the container.
     pub creator: Process,
     /// Below the mount point of every cgroup hierarchy.
@@ -250,6 +254,7 @@ mod tests {
             annotations: HashMap::new(),
             owner: "root".into(),
             init: None,
+            streams: Vec::new(),
             creator: Process::own(),
             cgroup: "/lmrun-x".into(),
             hooks: None,

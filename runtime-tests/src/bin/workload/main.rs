@@ -34,6 +34,7 @@ mod signals;
 mod tcp;
 mod threads;
 mod timers;
+mod tmpfs;
 mod trees;
 mod unix_names;
 mod unix_sockets;
@@ -66,6 +67,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         tcp::WORKLOADS,
         threads::WORKLOADS,
         timers::WORKLOADS,
+        tmpfs::WORKLOADS,
         trees::WORKLOADS,
         unix_names::WORKLOADS,
         unix_sockets::WORKLOADS,
