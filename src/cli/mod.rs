@@ -18,6 +18,7 @@ mod checkpoint;
 mod create;
 mod criu;
 mod delete;
+mod exec;
 mod kill;
 mod list;
 mod log;
@@ -76,6 +77,7 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Create(create::Args),
     Delete(delete::Args),
+    Exec(exec::Args),
     Kill(kill::Args),
     List(list::Args),
     PageServer(page_server::Args),
@@ -95,6 +97,7 @@ impl Command {
             Command::Checkpoint(args) => args.run(store),
             Command::Create(args) => args.run(store),
             Command::Delete(args) => args.run(store),
+            Command::Exec(args) => args.run(store),
             Command::Kill(args) => args.run(store),
             Command::List(args) => args.run(store),
             Command::PageServer(args) => args.run(),
@@ -110,7 +113,7 @@ impl Command {
 
     /// Whether a process that lmrun has forked becomes or enters a container.
     fn enters_container(&self) -> bool {
-        matches!(self, Command::Create(_) | Command::Run(_) | Command::Restore(_))
+        matches!(self, Command::Create(_) | Command::Exec(_) | Command::Run(_) | Command::Restore(_))
     }
 }
 
@@ -134,7 +137,7 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.print();
-            ExitCode::FAILURE
+            ExitCode::from(failure.code())
         }
     }
 }

@@ -11,12 +11,23 @@ pub struct Failure {
     cause: Box<dyn Error>,
     /// What state the container is in now, where that is not obvious.
     container: Option<String>,
+    code: u8,
 }
 
 impl Failure {
     /// `what` in lower case without a full stop: "cannot start container web1".
     pub fn new(what: impl Into<String>, cause: impl Into<Box<dyn Error>>) -> Self {
-        Failure { what: what.into(), cause: cause.into(), container: None }
+        Failure { what: what.into(), cause: cause.into(), container: None, code: 1 }
+    }
+
+    /// What lmrun exits with, if not 1.
+    pub fn exit_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    pub fn code(&self) -> u8 {
+        self.code
     }
 
     /// Adds what has become of the container.

@@ -117,7 +117,7 @@ enum End {
 
 /// Takes what is handed over.
 fn follow(driver: &PidFd, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) -> io::Result<End> {
-    fds::close_all_except(&[socket, driver.as_fd()])?;
+    fds::close_from_except(0, &[socket, driver.as_fd()])?;
     // Whoever kills the driver's group or its terminal shall not kill its guard.
     setsid()?;
     chdir("/")?;

@@ -136,7 +136,7 @@ impl Session {
         nix::unistd::chdir("/")?;
         nix::sys::prctl::set_name(c"lmrun-keeper")?;
         let kept: Vec<_> = self.0.values().map(AsFd::as_fd).chain([init.as_fd(), word]).collect();
-        fds::close_all_except(&kept)?;
+        fds::close_from_except(0, &kept)?;
         let me = std::process::id() as pid_t;
         let note = Note {
             keeper: (me, start_time(me)?),

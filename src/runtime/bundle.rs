@@ -48,6 +48,17 @@ impl Bundle {
         Ok(Bundle { path, spec })
     }
 
+    /// The bundle of a container that was made already, with its `process` edited.
+    pub fn load_running(path: &Path, edit: impl FnOnce(&mut Value)) -> Result<Self> {
+        let file = path.join("config.json");
+        let json = fs::read(&file).map_err(|e| Error::io(&file, e))?;
+        let config = |e: serde_json::Error| Error::Config(e.to_string());
+        let mut json: Value = serde_json::from_slice(&json).map_err(config)?;
+        edit(&mut json["process"]);
+        drop_unknown_capabilities(&mut json);
+        Ok(Bundle { path: path.to_owned(), spec: serde_json::from_value(json).map_err(config)? })
+    }
+
     pub fn process(&self) -> Result<&Process> {
         self.spec.process().as_ref().ok_or_else(|| Error::Config("process is missing".into()))
     }

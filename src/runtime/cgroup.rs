@@ -199,7 +199,7 @@ impl Cgroup {
     }
 
     /// The directories that exist, with whether each is in the unified hierarchy.
-    fn dirs(&self) -> Result<Vec<(PathBuf, bool)>> {
+    pub fn dirs(&self) -> Result<Vec<(PathBuf, bool)>> {
         let hierarchies = hierarchies()?.into_iter();
         Ok(hierarchies.map(|h| (below(&h.mount, &self.path), h.unified)).filter(|(dir, _)| dir.is_dir()).collect())
     }

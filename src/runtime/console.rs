@@ -54,7 +54,8 @@ pub(super) struct Console {
 }
 
 impl Console {
-    fn join(master: File) -> Self {
+    /// The terminal with this master becomes ours to serve.
+    pub fn join(master: File) -> Self {
         let before = tcgetattr(io::stdin()).ok();
         if let Some(before) = &before {
             let mut raw = before.clone();

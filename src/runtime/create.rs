@@ -108,6 +108,7 @@ impl HalfMade {
             cgroup: cgroup.path().to_owned(),
             hooks: bundle.spec.hooks().clone(),
             restore: None,
+            no_new_keyring: false,
         };
         let locked = store.create(id)?;
         let pids = cgroup.pids()?;
@@ -137,6 +138,7 @@ impl HalfMade {
     /// enter `executor`.
     pub fn build(&mut self, spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
         let dir = self.dir().to_owned();
+        self.state.no_new_keyring = options.no_new_keyring;
         let makes_network = makes_namespace(&spec, LinuxNamespaceType::Network);
         let cgroup = Cgroup::at(&self.state.cgroup);
         let console = match &options.console_socket {
@@ -204,7 +206,7 @@ impl HalfMade {
 
     /// The name of the container's session keyring.
     pub fn keyring(&self, options: &CreateOptions) -> Option<CString> {
-        if options.no_new_keyring { None } else { CString::new(format!("_ses.{}", self.state.id)).ok() }
+        keyring(&self.state.id, options.no_new_keyring)
     }
 
     pub fn dir(&self) -> &Path {
@@ -233,6 +235,11 @@ impl HalfMade {
             low.push(end);
         }
     }
+}
+
+/// The name of a container's session keyring.
+pub(super) fn keyring(id: &str, no_new_keyring: bool) -> Option<CString> {
+    if no_new_keyring { None } else { CString::new(format!("_ses.{id}")).ok() }
 }
 
 impl Drop for HalfMade {

@@ -13,6 +13,7 @@ mod console;
 mod create;
 mod delete;
 mod devices;
+mod exec;
 mod hooks;
 mod passwd;
 mod process;
@@ -31,6 +32,7 @@ mod workload;
 pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use create::{CreateOptions, create};
 pub use delete::{delete, kill};
+pub use exec::{Edits, ExecOptions, ProcessSource, exec};
 pub use query::{list, pause, resume, status};
 pub use restore::{RestoreOptions, restore};
 pub use run::{Attachment, run};
@@ -50,6 +52,15 @@ pub enum Error {
     InvalidId(String),
     #[error("config.json: {0}")]
     Config(String),
+    /// What is to be exec'd is no process.
+    #[error("{0}")]
+    Process(String),
+    #[error("unable to stat preserved-fd {0}: it is not open")]
+    PreservedFd(i32),
+    #[error("sub cgroup {0} does not exist in the container's")]
+    SubCgroup(String),
+    #[error("fork")]
+    Fork(#[source] io::Error),
     #[error("{0}")]
     Terminal(&'static str),
     #[error("{0}")]

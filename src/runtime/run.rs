@@ -63,7 +63,7 @@ pub fn run(store: &Store, id: &str, options: &CreateOptions, attachment: Attachm
 #[derive(Debug)]
 pub(super) struct Foreground {
     signals: SignalFd,
-    console: Option<Console>,
+    pub console: Option<Console>,
 }
 
 impl Foreground {
@@ -84,12 +84,9 @@ impl Foreground {
         Ok(Some(Foreground { signals, console: None }))
     }
 
-    /// Forwards every signal to `init`, reaps every child, and deletes the container when init has ended.
+    /// Waits for `init`'s end, and deletes the container when init has ended.
     pub fn stay_with(mut self, store: &Store, id: &str, init: Process) -> Result<i32> {
-        let code = self.wait_for(init)?;
-        if let Some(console) = &mut self.console {
-            console.show_rest();
-        }
+        let code = self.wait_for(init.pid)?;
         // A checkpoint or a delete may have been faster.
         match delete::delete(store, id, true) {
             Ok(()) | Err(Error::NotFound) => Ok(code),
@@ -97,11 +94,15 @@ impl Foreground {
         }
     }
 
-    fn wait_for(&mut self, init: Process) -> Result<i32> {
-        let pidfd = PidFd::open(init.pid).map_err(|source| Error::Signal { pid: init.pid, source })?;
+    /// Forwards every signal to child `pid`, reaps every child, and gives the exit code of that one.
+    pub fn wait_for(&mut self, pid: i32) -> Result<i32> {
+        let pidfd = PidFd::open(pid).map_err(|source| Error::Signal { pid, source })?;
         let (mut typing, mut showing) = (self.console.is_some(), self.console.is_some());
         loop {
-            if let Some(code) = reap(init.pid) {
+            if let Some(code) = reap(pid) {
+                if let Some(console) = &mut self.console {
+                    console.show_rest();
+                }
                 return Ok(code);
             }
             let [signalled, typed, shown] = self.wait(typing, showing)?;

@@ -73,6 +73,9 @@ pub struct State {
     /// A created container that `start` makes from a checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Pending>,
+    /// The container is in its maker's session keyring, not in one of its own.
+    #[serde(default)]
+    pub no_new_keyring: bool,
 }
 
 /// The directory that holds one directory per container (`--root`).
@@ -259,6 +262,7 @@ mod tests {
             cgroup: "/lmrun-x".into(),
             hooks: None,
             restore: None,
+            no_new_keyring: false,
         }
     }
 

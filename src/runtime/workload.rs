@@ -76,6 +76,14 @@ impl Workload {
         })
     }
 
+    /// Looks for the program in the root directory and as the user that will run it.
+    pub fn find_program(&self) -> Result<(), String> {
+        let path = self.env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
+        let name = self.args.first().map(String::as_str).unwrap_or_default();
+        *self.program.borrow_mut() = look_up(name, path).map_err(|why| format!("exec: {name:?}: {why}"))?;
+        Ok(())
+    }
+
     /// runc's words, which engines look for.
     fn become_workload(&self) -> Result<Infallible, String> {
         let env = self.environment();
@@ -178,12 +186,7 @@ impl Executor for Workload {
 
     /// Runs inside the container's root, before `create` gets its answer.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        let path = self.env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
-        let name = self.args.first().map(String::as_str).unwrap_or_default();
-        let found = look_up(name, path);
-        *self.program.borrow_mut() =
-            found.map_err(|why| ExecutorValidationError::ArgValidationError(format!("exec: {name:?}: {why}")))?;
-        Ok(())
+        self.find_program().map_err(ExecutorValidationError::ArgValidationError)
     }
 
     /// Keeps what is added to config.json's list, which itself keeps its order: HOME from the container's
@@ -244,7 +247,7 @@ fn executable(file: &Path) -> std::io::Result<()> {
 }
 
 /// An errno as Go prints it: "no such file or directory".
-fn words(errno: nix::Error) -> String {
+pub(super) fn words(errno: nix::Error) -> String {
     let text = errno.desc();
     let mut letters = text.chars();
     letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()

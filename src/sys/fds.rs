@@ -29,11 +29,29 @@ pub fn close_from(first: u32) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// Closes every descriptor but those in `kept`. For a child that owns nothing else, like [`close_from`].
-pub fn close_all_except(kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
-    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+/// Whether descriptor `number` was handed down to this program: it is open, and not one of our own, which are all
+/// close-on-exec.
+pub fn is_inherited(number: i32) -> bool {
+    // SAFETY: fcntl(2) on a number that may name no descriptor fails, and changes nothing.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// A duplicate, close-on-exec, with a number of at least `first`.
+pub fn duplicate_above(fd: BorrowedFd<'_>, first: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: the result is a new descriptor that nobody else knows.
+    unsafe {
+        let new = Errno::result(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first))?;
+        Ok(OwnedFd::from_raw_fd(new))
+    }
+}
+
+/// Closes every descriptor from `first` up but those in `kept`. For a child that owns nothing else, like
+/// [`close_from`].
+pub fn close_from_except(first: u32, kept: &[BorrowedFd<'_>]) -> nix::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd >= first).collect();
     kept.sort_unstable();
-    let mut next = 0;
+    let mut next = first;
     for fd in kept {
         if next < fd {
             // SAFETY: as above.

@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod clock;
 pub mod code;
+pub mod cwd;
 pub mod fdpass;
 pub mod fds;
 pub mod file;
@@ -16,6 +17,7 @@ pub mod netlink;
 pub mod netns;
 pub mod own_exe;
 pub mod pagemap;
+pub mod personality;
 pub mod pidfd;
 pub mod proc;
 pub mod ptrace;

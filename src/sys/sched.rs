@@ -10,7 +10,8 @@ use libc::pid_t;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attributes {
-    size: u32,
+    /// Filled in where it is used.
+    pub size: u32,
     pub policy: u32,
     pub flags: u64,
     pub nice: i32,

@@ -1,7 +1,7 @@
-//! The size of a terminal. ioctl_tty(2).
+//! Terminals: pty(7), ioctl_tty(2).
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -17,4 +17,32 @@ pub fn copy_size(from: impl AsFd, to: impl AsFd) -> nix::Result<()> {
     Errno::result(unsafe { libc::ioctl(from, libc::TIOCGWINSZ, &raw mut size) })?;
     // SAFETY: the kernel reads one winsize.
     Errno::result(unsafe { libc::ioctl(to, libc::TIOCSWINSZ, &raw const size) }).map(drop)
+}
+
+/// Gives a terminal `rows` and `columns`.
+pub fn set_size(terminal: impl AsFd, rows: u16, columns: u16) -> nix::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel reads one winsize.
+    let result = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    Errno::result(result).map(drop)
+}
+
+/// The other side of a pseudoterminal's master, unlocked and opened without going by any path.
+pub fn open_slave(master: impl AsFd) -> nix::Result<OwnedFd> {
+    let master = master.as_fd().as_raw_fd();
+    let unlocked: libc::c_int = 0;
+    // SAFETY: the kernel reads one int.
+    Errno::result(unsafe { libc::ioctl(master, libc::TIOCSPTLCK, &raw const unlocked) })?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: takes a number; the result is a new descriptor that nobody else knows.
+    unsafe {
+        let slave = Errno::result(libc::ioctl(master, libc::TIOCGPTPEER, flags))?;
+        Ok(OwnedFd::from_raw_fd(slave))
+    }
+}
+
+/// Makes the terminal that of the calling session, whose leader the caller is.
+pub fn make_controlling(terminal: impl AsFd) -> nix::Result<()> {
+    // SAFETY: takes a number: 0 steals the terminal from nobody.
+    Errno::result(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
 }
