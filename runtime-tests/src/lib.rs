@@ -9,6 +9,7 @@ pub mod bundle;
 pub mod command;
 pub mod conformance;
 pub mod container;
+pub mod engines;
 pub mod flavour;
 pub mod host;
 pub mod hosts;

@@ -33,7 +33,7 @@ use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, chain, hooks, passwd, restore, streams};
+use super::{Error, Result, chain, copyup, hooks, passwd, restore, streams};
 use crate::sys::netns;
 
 /// The name of libcontainer's socket on which init waits for `start`.
@@ -136,10 +136,11 @@ impl HalfMade {
 
     /// Forks init with libcontainer and leaves it waiting for [`go`](super::start::go), about to
     /// enter `executor`.
-    pub fn build(&mut self, spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
+    pub fn build(&mut self, mut spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
         let dir = self.dir().to_owned();
         self.state.no_new_keyring = options.no_new_keyring;
         let makes_network = makes_namespace(&spec, LinuxNamespaceType::Network);
+        let copied_up = copyup::take(&mut spec);
         let cgroup = Cgroup::at(&self.state.cgroup);
         let console = match &options.console_socket {
             Some(path) => Some(console_socket(&dir, path)?),
@@ -184,6 +185,7 @@ impl HalfMade {
         }
         self.state.streams = streams::of(pid)?;
         self.locked().save(&self.state)?;
+        copied_up.iter().try_for_each(|mount| copyup::copy(pid, &self.state.rootfs, mount))?;
         if makes_network { raise_loopback(pid) } else { Ok(()) }
     }
 

@@ -10,6 +10,7 @@ mod bundle;
 mod cgroup;
 mod checkpoint;
 mod console;
+mod copyup;
 mod create;
 mod delete;
 mod devices;

@@ -1,9 +1,8 @@
 //! What engines have no words for: the host's configuration, the annotations of a container, and what an engine that
 //! cannot ask is given.
 //!
-//! The host's file is `/etc/lmrun/lmrun.conf` (or what the environment variable `LMRUN_CONFIG` of lmrun names), and
-//! it has the form of CRIU's configuration files, which the annotation `org.criu.config` names: one option in a
-//! line, its argument behind it, `#` before a comment.
+//! The host's file is `/etc/lmrun/lmrun.conf`. It has the form of CRIU's configuration files, which the annotation
+//! `org.criu.config` names: one option in a line, its argument behind it, `#` before a comment.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -48,9 +47,9 @@ impl Settings {
             checkpoints: CHECKPOINTS.into(),
             restore_by_environment: false,
         };
-        let host = std::env::var_os("LMRUN_CONFIG").map_or(HOST_FILE.into(), PathBuf::from);
-        if let Some(text) = read(&host)? {
-            settings.add(&host, &text, true)?;
+        let host = Path::new(HOST_FILE);
+        if let Some(text) = read(host)? {
+            settings.add(host, &text, true)?;
         }
         if let Some(file) = annotations.get(CRIU_CONFIG).map(PathBuf::from) {
             let text = read(&file)?.ok_or_else(|| Error::io(&file, ErrorKind::NotFound.into()))?;
