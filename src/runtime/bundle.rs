@@ -214,7 +214,8 @@ pub fn makes_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     namespace(spec, kind).is_some_and(|namespace| namespace.path().is_none())
 }
 
-fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
+/// The entry of config.json for this kind.
+pub(super) fn namespace(spec: &Spec, kind: LinuxNamespaceType) -> Option<&LinuxNamespace> {
     spec.linux().as_ref()?.namespaces().as_ref()?.iter().find(|namespace| namespace.typ() == kind)
 }
 

@@ -8,12 +8,12 @@ use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libcgroups::common::CgroupConfig;
+use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use oci_spec::runtime::LinuxDeviceCgroup;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
-use super::{Error, Result, devices};
+use super::{Error, Result, chain, devices};
 use crate::sys::bpf;
 use crate::sys::pidfd::PidFd;
 
@@ -89,6 +89,50 @@ impl Cgroup {
         let procs = dir.join("cgroup.procs");
         fs::write(&procs, "0").map_err(|e| Error::io(&procs, e))?;
         Ok(Some(Visit { home }))
+    }
+
+    /// Makes the cgroup in every hierarchy, with its limits. What is returned is its directory in the unified hierarchy, in
+    /// which a process can be born.
+    pub fn make(&self, id: &str, resources: Option<&LinuxResources>) -> Result<Option<File>> {
+        let hierarchies = hierarchies()?;
+        let mut unified = None;
+        for hierarchy in &hierarchies {
+            let dir = below(&hierarchy.mount, &self.path);
+            fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+            if hierarchy.unified {
+                // Beside version 1 controllers there is no use for those that are left.
+                if hierarchies.len() == 1 {
+                    hand_down_controllers(&hierarchy.mount, &self.path);
+                }
+                unified = Some(File::open(&dir).map_err(|e| Error::io(&dir, e))?);
+            } else if dir.join("cpuset.cpus").exists() {
+                hand_down_cpus(&hierarchy.mount, &self.path)?;
+            }
+        }
+        if let Some(resources) = resources {
+            self.limit(id, resources)?;
+        }
+        Ok(unified)
+    }
+
+    fn limit(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        let libcgroups = |e: &dyn std::error::Error| Error::Libcontainer(chain(e));
+        let options = ControllerOpt { resources, freezer_state: None, oom_score_adj: None, disable_oom_killer: false };
+        let manager = create_cgroup_manager(self.config(id)).map_err(|e| libcgroups(&e))?;
+        manager.apply(&options).map_err(|e| libcgroups(&e))?;
+        resources.devices().as_deref().map_or(Ok(()), |rules| self.restrict_devices(rules))
+    }
+
+    /// Puts `pid` into the cgroup, in every hierarchy but the unified one where it is there already. All in one go:
+    /// the first move takes as long as an RCU grace period, those at once behind it nothing.
+    pub fn admit(&self, pid: i32, born_in_unified: bool) -> Result<()> {
+        for (dir, unified) in self.dirs()? {
+            if !(unified && born_in_unified) {
+                let procs = dir.join("cgroup.procs");
+                fs::write(&procs, pid.to_string()).map_err(|e| Error::io(&procs, e))?;
+            }
+        }
+        Ok(())
     }
 
     /// Restricts the use of devices where there is no version 1 controller for it (with which libcgroups
@@ -322,6 +366,44 @@ fn systemd_scope(slice: &str, prefix: &str, name: &str) -> PathBuf {
     }
     path.push(if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") });
     path
+}
+
+/// Enables the controllers of the root for all that is below it, down to `path`. Best effort: a limit that wants one
+/// which is not to be had fails by itself.
+fn hand_down_controllers(mount: &Path, path: &Path) {
+    let available = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    let mut parents: Vec<_> = path.ancestors().skip(1).collect();
+    parents.reverse();
+    for parent in parents {
+        let file = below(mount, parent).join("cgroup.subtree_control");
+        let enabled = fs::read_to_string(&file).unwrap_or_default();
+        for controller in available.split_whitespace().filter(|c| !enabled.split_whitespace().any(|e| e == *c)) {
+            let _ = fs::write(&file, format!("+{controller}"));
+        }
+    }
+}
+
+/// cpuset(7): a new cgroup has no processors and no memory, and takes no process until it has.
+fn hand_down_cpus(mount: &Path, path: &Path) -> Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |e| Error::io(path, e)
+        };
+        let mut given = String::new();
+        let mut dirs: Vec<_> = path.ancestors().map(|dir| below(mount, dir)).collect();
+        dirs.reverse();
+        for dir in dirs {
+            let file = dir.join(file);
+            let own = fs::read_to_string(&file).map_err(io(&file))?;
+            if own.trim().is_empty() {
+                fs::write(&file, &given).map_err(io(&file))?;
+            } else {
+                given = own;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `dir` and all directories below it, parents first.

@@ -33,7 +33,7 @@ use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, chain, copyup, hooks, passwd, restore, streams};
+use super::{Error, Result, birth, chain, copyup, hooks, passwd, restore, streams};
 use crate::sys::netns;
 
 /// The name of libcontainer's socket on which init waits for `start`.
@@ -149,11 +149,7 @@ impl HalfMade {
         let notify_listener =
             NotifyListener::new(&dir.join(NOTIFY_SOCKET)).map_err(|e| Error::Libcontainer(chain(&e)))?;
         let own = OwnAttributes::lend(spec.process().as_ref().and_then(|process| process.oom_score_adj()))?;
-        let visit = cgroup.enter()?;
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-        if let Some(rules) = resources.and_then(|resources| resources.devices().as_deref()) {
-            cgroup.restrict_devices(rules)?;
-        }
+        let direct = birth::is_direct(&spec);
         let args = ContainerArgs {
             container_type: ContainerType::InitContainer,
             syscall: SyscallType::default(),
@@ -175,10 +171,9 @@ impl HalfMade {
             pid_file: None, // the library's is neither atomic nor checked
             spec: Rc::new(spec),
         };
-        let init = container_main_process(&args).map_err(|e| why(&e));
-        drop(visit);
+        let init = if direct { birth::give_birth(args, &cgroup) } else { by_libcontainer(&args, &cgroup) };
         drop(own);
-        let pid = init?.as_raw();
+        let pid = init?;
         self.state.init = Process::of(pid);
         if self.state.init.is_none() {
             return Err(Error::Init("init died while the container was made".into()));
@@ -186,7 +181,7 @@ impl HalfMade {
         self.state.streams = streams::of(pid)?;
         self.locked().save(&self.state)?;
         copied_up.iter().try_for_each(|mount| copyup::copy(pid, &self.state.rootfs, mount))?;
-        if makes_network { raise_loopback(pid) } else { Ok(()) }
+        if makes_network && !direct { raise_loopback(pid) } else { Ok(()) }
     }
 
     /// The container is made: saves its status and writes the pid file.
@@ -291,6 +286,16 @@ impl Drop for OwnAttributes {
     }
 }
 
+/// The whole of libcontainer's work.
+fn by_libcontainer(args: &ContainerArgs, cgroup: &Cgroup) -> Result<i32> {
+    let _visit = cgroup.enter()?;
+    let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    if let Some(rules) = resources.and_then(|resources| resources.devices().as_deref()) {
+        cgroup.restrict_devices(rules)?;
+    }
+    container_main_process(args).map(|pid| pid.as_raw()).map_err(|e| why(&e))
+}
+
 /// A container's own network namespace comes with its loopback interface up, as with every runtime.
 fn raise_loopback(init: i32) -> Result<()> {
     let path = format!("/proc/{init}/ns/net");
@@ -304,7 +309,7 @@ fn console_socket(dir: &Path, path: &Path) -> Result<OwnedFd> {
 }
 
 /// The words of the process inside the container, without the library's around them.
-fn why(error: &ProcessError) -> Error {
+pub(super) fn why(error: &ProcessError) -> Error {
     match error {
         ProcessError::Channel(ChannelError::ExecError(inside) | ChannelError::OtherError(inside)) => {
             // What precedes the words of our own `validate`.

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
+mod birth;
 mod bundle;
 mod cgroup;
 mod checkpoint;

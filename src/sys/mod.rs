@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod clock;
+pub mod clone;
 pub mod code;
 pub mod cwd;
 pub mod fdpass;

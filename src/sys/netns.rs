@@ -26,6 +26,11 @@ pub fn within<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> T + Send) -
 /// Sets the loopback interface of `netns` up: a new network namespace has it, and has it down. Needs
 /// CAP_NET_ADMIN in the namespace's owner, beside what [`within`] needs.
 pub fn raise_loopback(netns: BorrowedFd<'_>) -> io::Result<()> {
+    within(netns, raise_own_loopback)?
+}
+
+/// As [`raise_loopback`], in the caller's network namespace.
+pub fn raise_own_loopback() -> io::Result<()> {
     /// include/uapi/linux/rtnetlink.h.
     const RTM_NEWLINK: u16 = 16;
     /// include/uapi/linux/if.h.
@@ -36,5 +41,5 @@ pub fn raise_loopback(netns: BorrowedFd<'_>) -> io::Result<()> {
     // struct ifinfomsg: family and type (0), index, flags, which flags to change.
     let header = [0, LOOPBACK, IFF_UP, IFF_UP].map(u32::to_ne_bytes).concat();
     batch.request(RTM_NEWLINK, NLM_F_ACK, &header, |_| {});
-    within(netns, || NetlinkSocket::route()?.transact(&batch))?
+    NetlinkSocket::route()?.transact(&batch)
 }
