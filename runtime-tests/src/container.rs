@@ -59,6 +59,11 @@ impl Container {
         Container { id, base, root, lmrun: needs::built("lmrun"), history: RefCell::default() }
     }
 
+    /// Another program takes lmrun's place.
+    pub fn lmrun_is(&mut self, program: PathBuf) {
+        self.lmrun = program;
+    }
+
     /// An lmrun command, with the state directory of this container.
     pub fn lmrun(&self) -> Command {
         let mut command = Command::new(&self.lmrun);

@@ -19,4 +19,5 @@ pub mod network;
 pub mod profile;
 pub mod redis;
 pub mod runtimes;
+pub mod shell;
 pub mod stats;

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,60 +11,11 @@ use std::time::{Duration, Instant};
 
 use lmrun::sys::fdpass;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
-use runtime_tests::bundle::Shape;
-use runtime_tests::command::{self, Done};
+use runtime_tests::command;
 use runtime_tests::container::{Checkpoint, Container};
-use runtime_tests::{host, needs};
+use runtime_tests::host;
+use runtime_tests::shell::{container, make, shell, status, wait_status};
 use serde_json::{Value, json};
-
-/// A container with busybox in it that runs `script`, its config.json edited. None where that cannot be.
-fn shell(script: &str, edit: impl FnOnce(&mut Value)) -> Option<Container> {
-    container(&["sh", "-c", script], edit)
-}
-
-fn container(args: &[&str], edit: impl FnOnce(&mut Value)) -> Option<Container> {
-    if !needs::root() {
-        return None;
-    }
-    let Some(busybox) = needs::on_path("busybox") else {
-        needs::skip("busybox");
-        return None;
-    };
-    let args = args.iter().map(|arg| arg.to_string()).collect();
-    let container = Container::new(&Shape { args, ..Shape::default() });
-    let bin = container.bundle().join("rootfs/bin");
-    fs::create_dir(&bin).unwrap();
-    fs::copy(busybox, bin.join("busybox")).unwrap();
-    for name in ["sh", "cat", "grep", "ls", "mkdir", "sleep", "tty", "false"] {
-        symlink("busybox", bin.join(name)).unwrap();
-    }
-    let path = container.bundle().join("config.json");
-    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    edit(&mut config);
-    fs::write(path, config.to_string()).unwrap();
-    Some(container)
-}
-
-/// `lmrun WORD... --bundle BUNDLE ID` to its end.
-fn make(container: &Container, words: &[&str]) -> Done {
-    let mut command = container.lmrun();
-    command.args(words).arg("--bundle").arg(container.bundle());
-    container.perform(command.arg(&container.id))
-}
-
-fn status(container: &Container) -> String {
-    let state: Value = serde_json::from_str(&container.simple("state").ok().out).unwrap();
-    state["status"].as_str().unwrap_or_default().to_owned()
-}
-
-#[track_caller]
-fn wait_status(container: &Container, wanted: &str) {
-    let begin = Instant::now();
-    while status(container) != wanted {
-        assert!(begin.elapsed() < Duration::from_secs(20), "never {wanted}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// Nothing of the container is left: no state, cgroup or process.
 #[track_caller]
