@@ -134,6 +134,14 @@ fn whole(images: &Path, pre_dump: bool) -> bool {
     images.join(if pre_dump { "lmrun.bin" } else { "inventory.img" }).exists()
 }
 
+/// Whether the container is gone or on its way; else it serves on.
+fn ends(victim: &Victim, writer: &Writer) -> bool {
+    let before = writer.acknowledged();
+    let alive = || victim.container.alive();
+    soon("the container neither ends nor goes on", || !alive() || writer.acknowledged() > before + 10);
+    !alive()
+}
+
 /// Kills dumps of one kind. `page_server`: pages go to one.
 fn kill_dumps(pre_dump: bool, page_server: bool) {
     let Some(victim) = Victim::start() else {
@@ -171,7 +179,7 @@ fn kill_dumps(pre_dump: bool, page_server: bool) {
             dir
         });
         let images = c.images("crash");
-        if done || whole(&images, pre_dump) && !c.alive() {
+        if done || whole(&images, pre_dump) && ends(&victim, &writer) {
             // Beyond the commit: the checkpoint is whole, and a container that was to end has ended.
             finished += 1;
             if !pre_dump {
@@ -236,6 +244,8 @@ fn restore() {
     soon("the client writes", || writer.acknowledged() > 100);
     // What a restore that was done before it was killed took in would be lost with it: nobody writes any more.
     let record = writer.finish();
+    // A connection that is restored each time, and left half-closed in the namespace where the restore came that far.
+    let _idle = victim.connect();
     c.checkpoint(&Checkpoint { images: "final", tcp_established: true, ..Checkpoint::default() }).ok();
     let mut moments = Moments::new();
     let mut usual = Duration::from_millis(150);

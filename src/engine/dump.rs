@@ -64,7 +64,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
         Fate::Kill => {
             writer.commit()?;
             report.frozen = frozen.frozen_for();
-            bracket.commit()?;
+            bracket.commit(req.subject.init)?;
             frozen.kill()?;
             bracket.hold()?;
         }

@@ -71,9 +71,9 @@ impl Guard {
         }
     }
 
-    /// The container is to end: if the driver ends before, the connections shall not go on but end in silence, too.
-    pub fn commit(&self) -> Result<(), Error> {
-        self.hand_over(COMMIT, &[])
+    /// The container is to end: if the driver ends before, the guard ends it, and its connections in silence.
+    pub fn commit(&self, init: &PidFd) -> Result<(), Error> {
+        self.hand_over(COMMIT, &[init.as_fd()])
     }
 
     /// Ends the guard: the sockets are as they were, or shall stay as they are until they are closed.
@@ -99,12 +99,16 @@ struct Watched {
 fn watch(driver: &PidFd, socket: BorrowedFd<'_>) -> i32 {
     let mut watched = Vec::new();
     let end = follow(driver, socket, &mut watched);
-    let act = match end {
-        Ok(End::Dismissed) => |_: &Watched| Ok(()),
-        Ok(End::AloneAfterCommit) => |w: &Watched| tcp::repair_on(w.socket.as_fd()),
-        Ok(End::Alone) | Err(_) => go_on,
+    let each = |act: fn(&Watched) -> io::Result<()>| watched.iter().map(act).filter(|done| done.is_err()).count();
+    let failed = match end {
+        Ok(End::Dismissed) => 0,
+        Ok(End::AloneAfterCommit(init)) => {
+            // The connections first: nothing is to be heard of the end.
+            each(|w| tcp::repair_on(w.socket.as_fd())) + usize::from(init.kill(libc::SIGKILL).is_err())
+        }
+        Ok(End::Alone) | Err(_) => each(go_on),
     };
-    i32::from(watched.iter().map(act).filter(|done| done.is_err()).count() > 0)
+    i32::from(failed > 0)
 }
 
 /// Why there is nothing to follow any more.
@@ -112,7 +116,8 @@ enum End {
     Dismissed,
     /// The driver has ended without a word.
     Alone,
-    AloneAfterCommit,
+    /// So it has, and the container with this init is to follow it.
+    AloneAfterCommit(PidFd),
 }
 
 /// Takes what is handed over.
@@ -136,7 +141,10 @@ fn follow(driver: &PidFd, socket: BorrowedFd<'_>, watched: &mut Vec<Watched>) ->
         let (len, fds) = fdpass::receive(socket, &mut message)?;
         match (len, message[0]) {
             (0, _) => return Ok(alone),
-            (_, COMMIT) => alone = End::AloneAfterCommit,
+            (_, COMMIT) => {
+                let init = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+                alone = End::AloneAfterCommit(PidFd::from(init));
+            }
             (_, DISMISS) => return Ok(End::Dismissed),
             (_, WATCH) => {
                 for socket in fds {

@@ -17,6 +17,7 @@ use super::{Error, Fate, Result, Subject};
 use crate::image::records::lmrun::LmrunSocket;
 use crate::image::records::sockets::InetSkEntry;
 use crate::sys::netns;
+use crate::sys::pidfd::PidFd;
 use crate::sys::segment::RawTcp;
 
 /// How long the peers of a container that has left meet silence instead of a reset, if nobody restores it here.
@@ -101,8 +102,10 @@ impl Bracket {
     }
 
     /// From here on the container ends, and its connections with it, without a word to their peers.
-    pub fn commit(&self) -> Result<()> {
-        self.0.as_ref().map_or(Ok(()), |locked| Ok(locked.guard.commit()?))
+    pub fn commit(&self, init: pid_t) -> Result<()> {
+        let Some(locked) = &self.0 else { return Ok(()) };
+        let init = PidFd::open(init).map_err(|e| Error::proc(init, e))?;
+        Ok(locked.guard.commit(&init)?)
     }
 
     /// The container has ended: its peers meet silence for a while.

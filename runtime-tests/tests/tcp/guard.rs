@@ -2,11 +2,14 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lmrun::engine::guard::Guard;
 use lmrun::engine::netlock::Nft;
 use lmrun::engine::res::fd::{tcp, tcp_stream};
+use lmrun::sys::pidfd::PidFd;
 use lmrun::sys::{fds, fork, sockopt, tcp as repair};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -89,17 +92,19 @@ fn dismissed_it_touches_nothing() {
 }
 
 #[test]
-fn after_the_commit_the_connection_ends_in_silence() {
+fn after_the_commit_the_container_and_its_connections_end_in_silence() {
     if !able() {
         return;
     }
     let net = Triangle::new();
     let (_listener, here, mut peer) = connected(&net, HERE[0], HERE[0]);
+    let mut container = Command::new("sleep").arg("60").spawn().expect("sleep");
     let driver = fork::child(|| {
-        fds::close_from_except(0, &[here.as_fd()]).expect("close");
+        let init = PidFd::open(container.id() as i32).expect("pidfd");
+        fds::close_from_except(0, &[here.as_fd(), init.as_fd()]).expect("close");
         let guard = Guard::spawn().expect("guard");
         guard.watch(&[here.as_fd()]).expect("watch");
-        guard.commit().expect("commit");
+        guard.commit(&init).expect("commit");
         std::thread::sleep(Duration::from_secs(60));
         1
     })
@@ -114,4 +119,5 @@ fn after_the_commit_the_connection_ends_in_silence() {
     // Neither a reset nor an end, but the timeout.
     let end = peer.read_exact(&mut [0]).expect_err("silence");
     assert_eq!(end.kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(container.wait().unwrap().signal(), Some(libc::SIGKILL));
 }
