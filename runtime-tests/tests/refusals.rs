@@ -90,7 +90,6 @@ refused! {
     io_uring: "io_uring",
     pidfd: "pidfd",
     pty: "/dev/pt" "terminal" "tty",
-    sysv_shm: "sysv" "system v",
     uffd: "userfaultfd",
     lock: "lock",
     posix_lock: "lock",

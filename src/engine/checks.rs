@@ -79,14 +79,15 @@ pub fn strangers(frozen: &Frozen) -> Result<()> {
     Ok(())
 }
 
-/// No System V IPC object would be lost. Those of the host's namespace stay where they are.
-pub fn ipc(init: pid_t) -> Result<()> {
+/// No System V semaphore or message queue would be lost. Those of the host's namespace stay where they are.
+/// False: the container is in that.
+pub fn ipc(init: pid_t) -> Result<bool> {
     let own = |pid| proc::link(pid, "ns/ipc").map_err(|e| Error::proc(pid, e));
     if own(init)? == own(std::process::id() as pid_t)? {
-        return Ok(());
+        return Ok(false);
     }
     match namespace::ipc_objects(init).map_err(|e| Error::proc(init, e))?.first() {
-        None => Ok(()),
+        None => Ok(true),
         Some(object) => {
             let why = format!("its IPC namespace holds a System V object ({object}), which cannot be carried yet");
             Err(Error::refused(

@@ -9,6 +9,7 @@ use libc::{c_int, pid_t};
 use super::freeze::{Frozen, Task};
 use super::res::fd::{self, Collected, FdFacts, pipe, unix};
 use super::res::mm;
+use super::res::sysv;
 use super::res::task::{creds, regs, sched, seccomp, signals, thread, timers};
 use super::tree::{Alive, Process, Tree};
 use super::{Error, Result, Subject, Why, checks};
@@ -156,7 +157,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
     checks::namespaces(frozen)?;
     checks::sharing(frozen)?;
     checks::strangers(frozen)?;
-    checks::ipc(subject.init)?;
+    let sysv = if checks::ipc(subject.init)? { sysv::collect(subject.init)? } else { Vec::new() };
     let mut files = Files::new(subject, keep_established)?;
     let mut seccomp = SeccompEntry::default();
     let (mut processes, mut hosts) = (Vec::new(), Vec::new());
@@ -171,6 +172,8 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
         processes.push(process);
         hosts.push(host);
     }
+    let living = processes.iter().filter(|p| p.alive.is_some());
+    sysv::check(hosts.iter().map(|h: &Host| h.pid).zip(living), &sysv)?;
     pipe::finish(&mut files.all)?;
     unix::finish(&mut files.all)?;
     let root_ids = processes.first().and_then(|p| p.alive.as_ref()).map(|a| a.ids.clone());
@@ -193,6 +196,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
         socket_queues: Vec::new(),
         streams: BTreeMap::new(),
         seccomp,
+        sysv,
         time: clocks(subject.init)?,
         uts: uts(subject.init)?,
     };

@@ -11,12 +11,13 @@ use super::network::{Bracket, Watch};
 use super::res::mm::{self, Content};
 use super::res::tmpfs;
 use super::track::Tracking;
-use super::{DumpReport, DumpRequest, Error, Fate, Result};
+use super::{DumpReport, DumpRequest, Error, Fate, Result, Why};
 use crate::image::dir::{self, ImageWriter};
 use crate::image::format;
 use crate::image::page_store::LocalPages;
 use crate::image::pages::{PageReader, PageRun, PageSink, PagesOf, Written};
 use crate::image::records::stats::{DumpStatsEntry, StatsEntry};
+use crate::sys::sysv;
 
 /// Makes the final checkpoint of a container.
 ///
@@ -37,7 +38,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     let mut all = collect(&frozen, &req.subject, req.tcp_established)?;
     let started = Instant::now();
     let mut report = DumpReport { freezing: frozen.freezing, ..DumpReport::default() };
-    write_pages(&all, tracking.is_some(), &mut *sink, &mut report, req.progress)?;
+    write_pages(req.subject.init, &all, tracking.is_some(), &mut *sink, &mut report, req.progress)?;
     let memory = started.elapsed();
     sink.finish()?;
     write_tmpfs(req.subject.init, &writer)?;
@@ -74,6 +75,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
 }
 
 fn write_pages(
+    init: libc::pid_t,
     all: &Collection,
     tracked: bool,
     sink: &mut dyn PageSink,
@@ -94,6 +96,18 @@ fn write_pages(
                 work.push((PagesOf::Shmem(id), runs, Box::new(object)));
             }
         }
+    }
+    for segment in &all.tree.sysv {
+        let id = segment.desc.id;
+        let object = sysv::open(init, id.cast_signed()).map_err(|e| Error::proc(init, e))?;
+        // A segment's id is an inode number too, as that of a shared mapping is.
+        if !shmem.insert(id.into()) {
+            let why = format!("two shared memory objects have the number {id}");
+            return Err(Error::refused(init, Why::Other { why, remedy: "stop and start the container instead" }));
+        }
+        let object = Shmem::of(object);
+        let runs = object.runs().map_err(|e| Error::proc(init, e))?;
+        work.push((PagesOf::Shmem(id.into()), runs, Box::new(object)));
     }
     write_all(work, sink, report, progress)
 }

@@ -109,6 +109,10 @@ impl Shmem {
         File::open(format!("/proc/{pid}/map_files/{start:x}-{end:x}")).map(Shmem)
     }
 
+    pub fn of(file: File) -> Shmem {
+        Shmem(file)
+    }
+
     /// The parts that have content.
     pub fn runs(&self) -> io::Result<Vec<PageRun>> {
         let mut all = Vec::new();
@@ -124,6 +128,9 @@ impl Shmem {
 
 impl PageReader for Shmem {
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buf, offset)
+        // A System V segment may end within a page.
+        let inside = self.0.metadata()?.len().saturating_sub(offset).min(buf.len() as u64) as usize;
+        buf[inside..].fill(0);
+        self.0.read_exact_at(&mut buf[..inside], offset)
     }
 }

@@ -62,6 +62,10 @@ pub fn plan(req: RestoreRequest) -> Result<Plan> {
             }
         }
     }
+    for segment in &tree.sysv {
+        let of = PagesOf::Shmem(segment.desc.id.into());
+        pages.insert(of, page_extents(&dir, of)?);
+    }
     let taken =
         tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.mm.vmas).map(|v| (v.start, v.end));
     let stage = Stage::find(taken.collect());

@@ -10,7 +10,7 @@ use crate::image::records::files::{FdinfoEntry, FileEntry, PipeDataEntry};
 use crate::image::records::inventory::{IMG_VERSION, InventoryEntry, PstreeEntry};
 use crate::image::records::lmrun::{LMRUN_VERSION, LmrunEntry, LmrunTask, LmrunThread};
 use crate::image::records::mm::MmEntry;
-use crate::image::records::ns::{TimensEntry, UtsnsEntry};
+use crate::image::records::ns::{IpcShmEntry, TimensEntry, UtsnsEntry};
 use crate::image::records::sockets::{SkPacketEntry, TcpStreamEntry};
 use crate::image::records::task::{FsEntry, SeccompEntry};
 
@@ -55,6 +55,8 @@ pub struct Tree {
     /// By inode number of the socket.
     pub streams: BTreeMap<u32, Stream>,
     pub seccomp: SeccompEntry,
+    /// System V shared memory.
+    pub sysv: Vec<IpcShmEntry>,
     pub time: TimensEntry,
     pub uts: UtsnsEntry,
 }
@@ -82,6 +84,9 @@ impl Tree {
             w.write_payloads(&format::TCP_STREAM, (*inode).into(), std::slice::from_ref(stream))?;
         }
         w.write(&format::SECCOMP, 0, std::slice::from_ref(&self.seccomp))?;
+        if !self.sysv.is_empty() {
+            w.write(&format::IPC_SHM, ns(ids.and_then(|i| i.ipc_ns_id)), &self.sysv)?;
+        }
         w.write(&format::TIMENS, ns(ids.and_then(|i| i.time_ns_id)), std::slice::from_ref(&self.time))?;
         w.write(&format::UTSNS, ns(ids.and_then(|i| i.uts_ns_id)), std::slice::from_ref(&self.uts))?;
         let entries: Vec<PstreeEntry> = self.processes.iter().map(|p| p.entry.clone()).collect();
@@ -127,6 +132,10 @@ impl Tree {
             socket_queues: if_there(dir, &format::SK_QUEUES, 0)?,
             streams,
             seccomp: dir.read_one(&format::SECCOMP, 0)?,
+            sysv: {
+                let id = ids.ipc_ns_id.unwrap_or(0).into();
+                if dir.exists(&format::IPC_SHM, id)? { dir.read_all(&format::IPC_SHM, id)? } else { Vec::new() }
+            },
             time: dir.read_one(&format::TIMENS, ids.time_ns_id.unwrap_or(0).into())?,
             uts: dir.read_one(&format::UTSNS, ids.uts_ns_id.unwrap_or(0).into())?,
         })

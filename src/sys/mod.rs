@@ -27,6 +27,7 @@ pub mod seccomp;
 pub mod segment;
 pub mod signals;
 pub mod sockopt;
+pub mod sysv;
 pub mod tcp;
 pub mod terminal;
 pub mod uffd;

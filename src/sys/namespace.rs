@@ -42,11 +42,16 @@ pub fn uts_names(pid: pid_t) -> io::Result<(String, String)> {
     })
 }
 
-/// The System V IPC objects (sysvipc(7)) of a task's IPC namespace, as lines of `/proc/sysvipc`.
+/// Runs `work` in a task's IPC namespace.
+pub fn in_ipc_of<T: Send>(pid: pid_t, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    inside(pid, "ipc", CloneFlags::CLONE_NEWIPC, work)
+}
+
+/// The semaphores and message queues (sysvipc(7)) of a task's IPC namespace, as lines of `/proc/sysvipc`.
 pub fn ipc_objects(pid: pid_t) -> io::Result<Vec<String>> {
-    inside(pid, "ipc", CloneFlags::CLONE_NEWIPC, || {
+    in_ipc_of(pid, || {
         let mut all = Vec::new();
-        for kind in ["shm", "sem", "msg"] {
+        for kind in ["sem", "msg"] {
             // Bound to the opener's namespace.
             match std::fs::read_to_string(format!("/proc/sysvipc/{kind}")) {
                 Ok(text) => all.extend(text.lines().skip(1).map(|l| format!("{kind} {}", l.trim()))),

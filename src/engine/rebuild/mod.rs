@@ -19,10 +19,11 @@ use libc::pid_t;
 use super::network::Revival;
 use super::plan::{self, Plan};
 use super::res::fd::{Workshop, unix};
-use super::res::tmpfs;
+use super::res::{sysv, tmpfs};
 use super::{Error, Puppet as FirstPuppet, Result};
 use crate::image::dir;
 use crate::image::format;
+use crate::image::pages::PagesOf;
 use crate::image::records::stats::{RestoreStatsEntry, StatsEntry};
 use crate::sys::mem::Memory;
 use crate::sys::{clock, ptrace};
@@ -99,6 +100,11 @@ impl Plan {
         if let Some(archive) = self.tmpfs.take() {
             tmpfs::restore(first.pid, archive).map_err(Error::system("fill the container's tmpfs mounts"))?;
         }
+        let mut report = RestoreReport::default();
+        for segment in &self.tree.sysv {
+            let extents = self.pages.get(&PagesOf::Shmem(segment.desc.id.into())).map_or(&[][..], |e| &e[..]);
+            report.pages += sysv::create(first.pid, segment, extents)?;
+        }
         let main = Puppet::seize(first.pid, self.stage)?;
         let mut init = Built::adopt(first.pid, main)?;
         init.settle(parking)?;
@@ -110,9 +116,10 @@ impl Plan {
             files: HashMap::new(),
             objects: HashMap::new(),
             linked: HashSet::new(),
-            report: RestoreReport::default(),
+            report,
         };
         let mut all = family::raise(&mut site, init)?;
+        site.plan.tree.sysv.iter().try_for_each(|segment| sysv::finish(first.pid, segment))?;
         site.report.forking = start.elapsed();
         site.finish(&mut all)?;
         site.report.total = start.elapsed();

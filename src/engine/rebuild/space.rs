@@ -9,6 +9,7 @@ use crate::engine::collect::Remote;
 use crate::engine::fill::{self, Piece, Way, cut};
 use crate::engine::plan::is_file_mapping;
 use crate::engine::res::mm::{self, Content};
+use crate::engine::res::sysv;
 use crate::engine::res::task::thread;
 use crate::engine::tree::Alive;
 use crate::engine::{Error, Result};
@@ -135,6 +136,10 @@ fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) ->
         }
         let fd = match mm::content(v) {
             Content::Special => continue,
+            Content::Sysv(_) => {
+                sysv::attach(v, &mut b);
+                continue;
+            }
             Content::Shmem(id) => object_fd[&id].fd,
             _ if is_file_mapping(v) => file_fd[&v.shmid].fd,
             _ => -1,

@@ -48,6 +48,8 @@ pub enum Content {
     Private,
     /// A shared memory object; its inode number is its id.
     Shmem(u64),
+    /// A System V segment, by its id.
+    Sysv(u64),
     /// The file has it.
     File,
 }
@@ -56,6 +58,7 @@ pub enum Content {
 pub fn content(v: &VmaEntry) -> Content {
     match v.status {
         s if s & (vma_status::VDSO | vma_status::VVAR | vma_status::VSYSCALL) != 0 => Content::Special,
+        s if s & vma_status::SYSVIPC != 0 => Content::Sysv(v.shmid),
         s if s & vma_status::ANON_SHARED != 0 => Content::Shmem(v.shmid),
         s if s & vma_status::FILE_SHARED != 0 => Content::File,
         _ => Content::Private,
@@ -106,6 +109,9 @@ fn vma(pid: pid_t, v: &Vma, files: &mut Files) -> Result<Option<VmaEntry>> {
         e.flags |= libc::MAP_ANONYMOUS as u32;
         e.shmid = v.inode;
         e.status |= vma_status::ANON_SHARED;
+    } else if v.shared && v.major == 0 && v.name.starts_with(b"/SYSV") && v.name.ends_with(b" (deleted)") {
+        e.shmid = v.inode;
+        e.status |= vma_status::SYSVIPC;
     } else {
         let writable = v.shared && v.has(b"mw") && v.has(b"sh") && may_write(pid, v);
         e.shmid = u64::from(mapped_file(pid, v, writable, files)?);

@@ -2,5 +2,6 @@
 
 pub mod fd;
 pub mod mm;
+pub mod sysv;
 pub mod task;
 pub mod tmpfs;

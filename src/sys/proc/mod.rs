@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use libc::pid_t;
 
-fn malformed(what: impl std::fmt::Display) -> io::Error {
+pub(super) fn malformed(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("cannot parse {what}"))
 }
 

@@ -31,6 +31,7 @@ mod regular_files;
 mod rseq;
 mod seccomp;
 mod signals;
+mod sysv;
 mod tcp;
 mod threads;
 mod timers;
@@ -65,6 +66,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         seccomp::WORKLOADS,
         signals::WORKLOADS,
         tcp::WORKLOADS,
+        sysv::WORKLOADS,
         threads::WORKLOADS,
         timers::WORKLOADS,
         tmpfs::WORKLOADS,

@@ -22,7 +22,6 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
     ("refuse-io-uring", io_uring),
     ("refuse-pidfd", pidfd),
     ("refuse-pty", pty),
-    ("refuse-sysv-shm", sysv_shm),
     ("refuse-uffd", uffd),
     ("refuse-lock", lock),
     ("refuse-posix-lock", posix_lock),
@@ -153,15 +152,6 @@ fn pty(_: &mut Stage) -> Fallible<Check> {
         write(slave, b"x\n")?;
         read(master, 10).map(drop)
     }))
-}
-
-fn sysv_shm(_: &mut Stage) -> Fallible<Check> {
-    let id = or_skip(sys!(shmget(libc::IPC_PRIVATE, PAGE, 0o600 | libc::IPC_CREAT)))? as i32;
-    let at = sys!(shmat(id, std::ptr::null(), 0))? as *mut u8;
-    sys!(shmctl(id, libc::IPC_RMID, std::ptr::null_mut()))?;
-    unsafe { at.write_volatile(7) };
-    let at = at as usize;
-    Ok(Box::new(move || same("content", 7, unsafe { (at as *const u8).read_volatile() })))
 }
 
 fn uffd(_: &mut Stage) -> Fallible<Check> {
