@@ -5,6 +5,8 @@
 //! there on is libcontainer's in either case.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -17,16 +19,18 @@ use libcontainer::process::args::ContainerArgs;
 use libcontainer::process::channel::{self, ChannelError, InitReceiver, MainSender};
 use libcontainer::process::container_main_process::ProcessError;
 use libcontainer::process::init::container_init_process;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
-use super::bundle::{makes_namespace, namespace};
+use super::bundle::namespace;
 use super::cgroup::Cgroup;
 use super::create::why;
+use super::mounts::Mounts;
 use super::{Error, Result, chain};
-use crate::sys::{clone, netns};
+use crate::sys::{fork, netns};
 
 const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
 
@@ -41,13 +45,14 @@ pub(super) fn is_direct(spec: &Spec) -> bool {
 ///
 /// # Errors
 /// What went wrong, in init or outside. Init may live on then, in the container's cgroup.
-pub(super) fn give_birth(mut args: ContainerArgs, cgroup: &Cgroup) -> Result<i32> {
+pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Rc<Mounts>>, cgroup: &Cgroup) -> Result<i32> {
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let birthplace = cgroup.make(&args.cgroup_config.container_name, resources)?;
-    let new_network = makes_namespace(&args.spec, LinuxNamespaceType::Network);
     let outside = Outside::leave(&args.spec)?;
-    if new_network {
-        args.spec = Rc::new(without_network(&args.spec));
+    let (spec, namespaces) = without_namespaces(&args.spec);
+    args.spec = Rc::new(spec);
+    if let Some(mounts) = mounts.clone().filter(|mounts| mounts.has_propagation()) {
+        args.executor = Box::new(Propagating { executor: args.executor, mounts });
     }
 
     let (mut to_main, mut from_init) = channel::main_channel().map_err(channel_error)?;
@@ -56,11 +61,12 @@ pub(super) fn give_birth(mut args: ContainerArgs, cgroup: &Cgroup) -> Result<i32
     let gate = RefCell::new(Some(gate));
     let init = || {
         gate.take();
-        let Err(why) = be_born(&mut args, new_network, &waiting, &mut to_main, &mut from_main);
+        let Err(why) = be_born(&mut args, &namespaces, mounts.as_deref(), &waiting)
+            .and_then(|()| become_init(&args, &mut to_main, &mut from_main));
         let _ = to_main.exec_failed(why);
         255
     };
-    let pid = clone::child(outside.namespaces, birthplace.as_ref().map(AsFd::as_fd), init)
+    let pid = fork::child_in(outside.namespaces, birthplace.as_ref().map(AsFd::as_fd), init)
         .map_err(|e| Error::Init(format!("fork: {e}")))?
         .as_raw();
     drop(outside);
@@ -91,26 +97,57 @@ fn channel_error(error: ChannelError) -> Error {
     why(&ProcessError::Channel(error))
 }
 
-/// Init's side. Comes back only when something went wrong.
+/// Init's side, up to where libcontainer takes over.
 fn be_born(
     args: &mut ContainerArgs,
-    new_network: bool,
+    namespaces: &[LinuxNamespace],
+    mounts: Option<&Mounts>,
     gate: &UnixStream,
-    to_main: &mut MainSender,
-    from_main: &mut InitReceiver,
-) -> std::result::Result<std::convert::Infallible, String> {
-    let named = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+) -> std::result::Result<(), String> {
     let _ = prctl::set_name(c"lmrun:init");
     // The hooks of create that run in here get the pid that they see.
     if let Some(container) = &mut args.container {
         container.state.pid = Some(std::process::id().cast_signed());
     }
-    if new_network {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| format!("make a network namespace: {e}"))?;
-        netns::raise_own_loopback().map_err(named("raise the loopback interface"))?;
-    }
     // The other end closes without a word when lmrun dies before it has put this process into its cgroups.
-    (&*gate).read_exact(&mut [0]).map_err(named("wait for the cgroups"))?;
+    let wait = || (&*gate).read_exact(&mut [0]).map_err(|e| format!("wait for the cgroups: {e}"));
+    let (cgroup, others): (Vec<_>, Vec<_>) = namespaces.iter().partition(|ns| ns.typ() == LinuxNamespaceType::Cgroup);
+    others.iter().try_for_each(|namespace| enter(namespace))?;
+    if !cgroup.is_empty() {
+        wait()?;
+        cgroup.iter().try_for_each(|namespace| enter(namespace))?;
+    }
+    if let Some(mounts) = mounts {
+        unshare(CloneFlags::CLONE_NEWNS).map_err(|e| format!("make a mount namespace: {e}"))?;
+        mounts.make()?;
+    }
+    if cgroup.is_empty() { wait() } else { Ok(()) }
+}
+
+/// Makes or joins one of [`TAKEN`].
+fn enter(namespace: &LinuxNamespace) -> std::result::Result<(), String> {
+    let kind = match namespace.typ() {
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        _ => CloneFlags::CLONE_NEWCGROUP,
+    };
+    let entered = match namespace.path() {
+        Some(path) => File::open(path).and_then(|file| setns(file, kind).map_err(io::Error::from)),
+        None => unshare(kind).map_err(io::Error::from),
+    };
+    entered.map_err(|e| format!("enter the {:?} namespace: {e}", namespace.typ()))?;
+    if namespace.path().is_none() && kind == CloneFlags::CLONE_NEWNET {
+        return netns::raise_own_loopback().map_err(|e| format!("raise the loopback interface: {e}"));
+    }
+    Ok(())
+}
+
+/// Comes back only when something went wrong.
+fn become_init(
+    args: &ContainerArgs,
+    to_main: &mut MainSender,
+    from_main: &mut InitReceiver,
+) -> std::result::Result<Infallible, String> {
     let syscall = args.syscall.create_syscall();
     let process = args.spec.process().as_ref();
     for limit in process.and_then(|process| process.rlimits().as_ref()).into_iter().flatten() {
@@ -119,6 +156,28 @@ fn be_born(
     match container_init_process(args, to_main, from_main) {
         Ok(()) => Err("init came back".into()),
         Err(error) => Err(chain(&error)),
+    }
+}
+
+/// An executor that sees to the propagation of mounts first: libcontainer resets it while it makes the root.
+#[derive(Clone)]
+struct Propagating {
+    executor: Box<dyn Executor>,
+    mounts: Rc<Mounts>,
+}
+
+impl Executor for Propagating {
+    fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
+        self.executor.exec(spec)
+    }
+
+    fn validate(&self, spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {
+        self.mounts.propagate().map_err(ExecutorValidationError::ArgValidationError)?;
+        self.executor.validate(spec)
+    }
+
+    fn setup_envs(&self, envs: HashMap<String, String>) -> std::result::Result<(), ExecutorSetEnvsError> {
+        self.executor.setup_envs(envs)
     }
 }
 
@@ -186,11 +245,20 @@ fn write_offsets(spec: &Spec) -> Result<()> {
     if text.is_empty() { Ok(()) } else { fs::write(path, text).map_err(|e| Error::io(path, e)) }
 }
 
-/// The spec for an init that has its network namespace already.
-fn without_network(spec: &Spec) -> Spec {
+/// What init enters before mounts are made: they show it.
+const TAKEN: [LinuxNamespaceType; 3] =
+    [LinuxNamespaceType::Network, LinuxNamespaceType::Ipc, LinuxNamespaceType::Cgroup];
+
+/// The spec for an init that is in these namespaces already, and their entries.
+fn without_namespaces(spec: &Spec) -> (Spec, Vec<LinuxNamespace>) {
     let mut spec = spec.clone();
+    let mut taken = Vec::new();
     if let Some(namespaces) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) {
-        namespaces.retain(|namespace| namespace.typ() != LinuxNamespaceType::Network);
+        namespaces.retain(|namespace| {
+            let take = TAKEN.contains(&namespace.typ());
+            taken.extend(take.then(|| namespace.clone()));
+            !take
+        });
     }
-    spec
+    (spec, taken)
 }

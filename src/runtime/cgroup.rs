@@ -28,10 +28,10 @@ pub struct Cgroup {
 
 /// One mounted hierarchy.
 #[derive(Debug)]
-struct Hierarchy {
-    mount: PathBuf,
+pub struct Hierarchy {
+    pub mount: PathBuf,
     /// cgroup2, on its own or beside version 1 controllers.
-    unified: bool,
+    pub unified: bool,
 }
 
 impl Cgroup {
@@ -63,6 +63,11 @@ impl Cgroup {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its directory in the hierarchy mounted at `mount`.
+    pub fn below(&self, mount: &Path) -> PathBuf {
+        below(mount, &self.path)
     }
 
     /// How libcgroups is told.
@@ -170,6 +175,10 @@ impl Cgroup {
     /// # Errors
     /// [`Error::CgroupBusy`] with the pids that would not die.
     pub fn destroy(&self) -> Result<()> {
+        // Mostly all have ended, and nothing lies below.
+        if self.dirs()?.iter().all(|(dir, _)| fs::remove_dir(dir).is_ok()) {
+            return Ok(());
+        }
         self.kill_all()?;
         for (dir, _) in self.dirs()? {
             let mut dirs = with_children(&dir);
@@ -314,7 +323,7 @@ impl Freezer {
 }
 
 /// The mounted hierarchies, each by its first mount that shows it from its top.
-fn hierarchies() -> Result<Vec<Hierarchy>> {
+pub fn hierarchies() -> Result<Vec<Hierarchy>> {
     let path = "/proc/self/mountinfo";
     let mountinfo = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     Ok(parse_hierarchies(&mountinfo))

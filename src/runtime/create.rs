@@ -28,6 +28,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::bundle::{Bundle, makes_namespace};
 use super::cgroup::Cgroup;
+use super::mounts::Mounts;
 use super::process::Process;
 use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
@@ -150,6 +151,7 @@ impl HalfMade {
             NotifyListener::new(&dir.join(NOTIFY_SOCKET)).map_err(|e| Error::Libcontainer(chain(&e)))?;
         let own = OwnAttributes::lend(spec.process().as_ref().and_then(|process| process.oom_score_adj()))?;
         let direct = birth::is_direct(&spec);
+        let mounts = if direct { Mounts::take(&mut spec, &self.state.bundle, &cgroup)? } else { None };
         let args = ContainerArgs {
             container_type: ContainerType::InitContainer,
             syscall: SyscallType::default(),
@@ -171,7 +173,11 @@ impl HalfMade {
             pid_file: None, // the library's is neither atomic nor checked
             spec: Rc::new(spec),
         };
-        let init = if direct { birth::give_birth(args, &cgroup) } else { by_libcontainer(&args, &cgroup) };
+        let init = if direct {
+            birth::give_birth(args, mounts.map(Rc::new), &cgroup)
+        } else {
+            by_libcontainer(&args, &cgroup)
+        };
         drop(own);
         let pid = init?;
         self.state.init = Process::of(pid);

@@ -62,7 +62,7 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
 
 /// Kills what still runs, runs the poststop hooks, removes cgroup and state.
 pub(super) fn remove(locked: Locked, state: &State) -> Result<()> {
-    kill_all(state)?;
+    kill_init(state)?;
     Cgroup::at(&state.cgroup).destroy()?;
     hooks::poststop(state);
     locked.remove()
@@ -70,10 +70,18 @@ pub(super) fn remove(locked: Locked, state: &State) -> Result<()> {
 
 /// Kills init, which takes its pid namespace with it, and all in the cgroup.
 fn kill_all(state: &State) -> Result<()> {
-    if let Some(init) = state.init.filter(|init| init.is_alive()) {
-        send(init.pid, Signal::SIGKILL as i32).map_err(|source| Error::Signal { pid: init.pid, source })?;
-    }
+    kill_init(state)?;
     Cgroup::at(&state.cgroup).kill_all()
+}
+
+fn kill_init(state: &State) -> Result<()> {
+    match state.init.filter(|init| init.is_alive()) {
+        None => Ok(()),
+        Some(init) => {
+            let sent = send(init.pid, Signal::SIGKILL as i32);
+            sent.map(drop).map_err(|source| Error::Signal { pid: init.pid, source })
+        }
+    }
 }
 
 /// False where the process is gone.

@@ -17,6 +17,7 @@ mod delete;
 mod devices;
 mod exec;
 mod hooks;
+mod mounts;
 mod passwd;
 mod process;
 mod puppet;

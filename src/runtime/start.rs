@@ -10,7 +10,7 @@ use nix::sys::stat::Mode;
 
 use super::create::{NOTIFY_SOCKET, START_REPORT};
 use super::state::{Locked, State, Status, Store};
-use super::{Error, Result, chain, hooks, restore, status};
+use super::{Error, Result, chain, delete, hooks, restore, status};
 
 /// Starts the workload of container `id`.
 ///
@@ -20,7 +20,11 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
     let locked = store.lock(id)?;
     let mut state = locked.load()?;
     match status(&state) {
-        Status::Created => start_locked(&locked, &mut state),
+        Status::Created => match start_locked(&locked, &mut state) {
+            // The lifecycle goes on with the container's end (runtime specification, 9 and 12).
+            Err(hook @ Error::Hook(_)) => delete::remove(locked, &state).and(Err(hook)),
+            started => started,
+        },
         Status::Stopped => Err(Error::WrongStatus("cannot start a container that has stopped")),
         _ => Err(Error::WrongStatus("cannot start an already running container")),
     }
@@ -36,8 +40,7 @@ pub(super) fn start_locked(locked: &Locked, state: &mut State) -> Result<()> {
     }
     state.status = Status::Running;
     locked.save(state)?;
-    hooks::poststart(state);
-    Ok(())
+    hooks::poststart(state)
 }
 
 fn start_workload(locked: &Locked) -> Result<()> {

@@ -28,17 +28,20 @@ fn run(work: impl FnOnce() -> i32) -> ! {
 /// include/uapi/linux/sched.h. (The C library's binding is too narrow for it.)
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// As [`child`], but the process is born in the cgroup whose directory (of cgroup2) is given: clone3(2), since
-/// Linux 5.7. It costs none of the waiting that moving a process costs.
+/// As [`child`], with new `namespaces` (CLONE_NEW* of clone(2)), and born in the cgroup whose directory (of cgroup2) is
+/// given: clone3(2), since Linux 5.7. It costs none of the waiting that moving a process costs.
 ///
 /// # Errors
 /// As the man page has them: `EBUSY` for a cgroup that has controllers enabled for those below it.
-pub fn child_in_cgroup(cgroup: BorrowedFd<'_>, work: impl FnOnce() -> i32) -> io::Result<Pid> {
+pub fn child_in(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, work: impl FnOnce() -> i32) -> io::Result<Pid> {
     // SAFETY: plain numbers, of which zero is a good value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = CLONE_INTO_CGROUP;
+    args.flags = namespaces;
     args.exit_signal = libc::SIGCHLD as u64;
-    args.cgroup = cgroup.as_raw_fd() as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
     // SAFETY: without CLONE_VM this is fork(2); the kernel reads a struct that lives until the call returns. What the C
     // library does for other threads at a fork is not needed (see `child`), and the thread id that it has
     // noted is the parent's until the child executes a program: nothing here asks for it.

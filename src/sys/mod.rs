@@ -3,7 +3,6 @@
 
 pub mod bpf;
 pub mod clock;
-pub mod clone;
 pub mod code;
 pub mod cwd;
 pub mod fdpass;
@@ -13,6 +12,7 @@ pub mod fork;
 pub mod identity;
 pub mod keyring;
 pub mod mem;
+pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod netns;

@@ -1,11 +1,13 @@
 //! What can only be seen from inside a namespace (namespaces(7)): read by a thread that enters it for that.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use libc::pid_t;
 use nix::sched::{CloneFlags, setns, unshare};
+
+use super::fork;
 
 /// Runs `work` in a thread of its own inside `pid`'s namespace `name` (as in `/proc/PID/ns`).
 fn inside<T: Send>(
@@ -31,6 +33,22 @@ fn inside<T: Send>(
 /// Runs `work` with the mounts that a task sees; `/` is the root of its mount namespace.
 pub fn in_mounts_of<T: Send>(pid: pid_t, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     inside(pid, "mnt", CloneFlags::CLONE_NEWNS, work)
+}
+
+/// A user namespace with these mappings, as in `/proc/PID/uid_map` and `gid_map`; nobody is in it.
+pub fn mapped_users(uids: &str, gids: &str) -> io::Result<OwnedFd> {
+    let pid = fork::child_in(CloneFlags::CLONE_NEWUSER.bits() as u64, None, || {
+        nix::unistd::pause();
+        0
+    })?;
+    let namespace = (|| {
+        fs::write(format!("/proc/{pid}/uid_map"), uids)?;
+        fs::write(format!("/proc/{pid}/gid_map"), gids)?;
+        File::open(format!("/proc/{pid}/ns/user"))
+    })();
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL)?;
+    nix::sys::wait::waitpid(pid, None)?;
+    namespace.map(OwnedFd::from)
 }
 
 /// Node and domain name of a task's UTS namespace.

@@ -37,3 +37,6 @@ const WITH_CONTROLLERS: &[(&str, &str)] = &[
     ("linux_cgroups_network", "host: no net_cls and net_prio"),
     ("linux_cgroups_relative_network", "host: no net_cls and net_prio"),
 ];
+
+/// These hang on who is faster, the suite or the program in its container: they are tried again.
+pub const RACES: &[&str] = &["killsig", "pidfile", "poststart"];

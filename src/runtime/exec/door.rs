@@ -58,10 +58,10 @@ impl Door {
         };
         let mut work = Some(work);
         let mut run = || work.take().map_or(101, |work| work());
-        match fork::child_in_cgroup(File::open(dir)?.as_fd(), &mut run) {
+        match fork::child_in(0, Some(File::open(dir)?.as_fd()), &mut run) {
             Err(e) if e.raw_os_error() == Some(Errno::EBUSY as i32) => {
                 let dir = self.inits.as_deref().and_then(|file| inits_directory(file, dir)).ok_or(e)?;
-                fork::child_in_cgroup(File::open(dir)?.as_fd(), &mut run)
+                fork::child_in(0, Some(File::open(dir)?.as_fd()), &mut run)
             }
             forked => forked,
         }
