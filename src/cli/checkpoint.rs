@@ -34,12 +34,19 @@ pub struct Args {
     /// Allow a page server elsewhere than on this host: memory then travels in the clear
     #[arg(long)]
     insecure: bool,
+    /// Connections on their way to being established are not taken along by any means
+    #[arg(long, hide = true)]
+    tcp_skip_in_flight: bool,
+    /// Files without a name are taken along without it
+    #[arg(long, hide = true)]
+    link_remap: bool,
     #[command(flatten)]
-    _accepted: Accepted,
+    accepted: Accepted,
     id: String,
 }
 
-/// Options of runc that ask for what lmrun does anyway, or refuses by name where it cannot.
+/// Options of runc that ask for what lmrun does anyway, or refuses by name where it cannot; and those that
+/// it must refuse.
 #[derive(Debug, clap::Args)]
 pub struct Accepted {
     #[arg(long, hide = true)]
@@ -48,17 +55,38 @@ pub struct Accepted {
     ext_unix_sk: bool,
     #[arg(long, hide = true)]
     shell_job: bool,
-    #[arg(long, hide = true, value_name = "MODE")]
+    /// Cgroups are made as config.json has them
+    #[arg(long, hide = true, value_parser = ["soft", "full", "strict", "ignore"])]
     manage_cgroups_mode: Option<String>,
-    #[arg(long, hide = true, value_name = "NS")]
+    /// A network namespace is always made anew; how it is connected is the engine's affair
+    #[arg(long, hide = true, value_parser = ["network"])]
     empty_ns: Vec<String>,
+    /// Parents are left as they are
     #[arg(long, hide = true)]
     auto_dedup: bool,
+    /// Refused
+    #[arg(long, hide = true)]
+    lazy_pages: bool,
+    /// Says when lazy pages can be served; without them there is nothing to say
+    #[arg(long, hide = true, value_name = "FD", allow_negative_numbers = true)]
+    status_fd: Option<i32>,
+}
+
+impl Accepted {
+    /// # Errors
+    /// What was asked for and cannot be had.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.lazy_pages {
+            return Err("--lazy-pages: lmrun restores all memory before a container runs");
+        }
+        Ok(())
+    }
 }
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
         let what = || format!("cannot checkpoint container {}", self.id);
+        self.accepted.check().map_err(|why| Failure::new(what(), why))?;
         let pages = match &self.page_server {
             None => None,
             Some(endpoint) => Some(endpoint.connect(self.insecure).map_err(|e| Failure::new(what(), e))?),
@@ -104,6 +132,20 @@ impl Args {
 mod tests {
     use super::super::{Cli, Command};
     use clap::Parser;
+
+    #[test]
+    fn every_flag_of_runcs() {
+        let argv = "lmrun checkpoint --image-path /i --work-path /w --parent-path ../p --leave-running --tcp-established \
+                    --tcp-skip-in-flight --link-remap --ext-unix-sk --shell-job --lazy-pages --status-fd 7 \
+                    --page-server 127.0.0.1:9 --file-locks --pre-dump --manage-cgroups-mode soft --empty-ns network \
+                    --auto-dedup c";
+        let argv = argv.split_whitespace();
+        let Command::Checkpoint(args) = Cli::try_parse_from(argv).unwrap().command else { panic!() };
+        assert!(args.accepted.check().unwrap_err().contains("--lazy-pages"));
+        for wrong in [["--empty-ns", "pid"], ["--manage-cgroups-mode", "none"]] {
+            assert!(Cli::try_parse_from(["lmrun", "checkpoint", wrong[0], wrong[1], "c"]).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn as_podman_calls_it() {

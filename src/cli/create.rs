@@ -25,6 +25,9 @@ pub struct Making {
     /// Unix socket that gets the master of the container's terminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Unix socket that gets a pidfd of the container's first process
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// Change the root without pivot_root(2): for a root file system on an initramfs
     #[arg(long)]
     no_pivot: bool,
@@ -45,6 +48,7 @@ impl Making {
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds,
+            pidfd_socket: self.pidfd_socket.clone(),
         }
     }
 }

@@ -14,14 +14,15 @@ pub struct Args {
     all: bool,
     id: String,
     /// Name (with or without SIG) or number
-    #[arg(default_value = "SIGTERM", value_parser = signal)]
-    signal: i32,
+    #[arg(default_value = "SIGTERM", allow_hyphen_values = true)]
+    signal: String,
 }
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        runtime::kill(store, &self.id, self.signal, self.all)
-            .map_err(|e| Failure::new(format!("cannot signal container {}", self.id), e))?;
+        let what = || format!("cannot signal container {}", self.id);
+        let signal = signal(&self.signal).map_err(|e| Failure::new(what(), e))?;
+        runtime::kill(store, &self.id, signal, self.all).map_err(|e| Failure::new(what(), e))?;
         Ok(0)
     }
 }
@@ -65,6 +66,6 @@ mod tests {
     #[test]
     fn the_signal_may_be_left_out() {
         let Command::Kill(args) = Cli::try_parse_from(["lmrun", "kill", "c"]).unwrap().command else { panic!() };
-        assert_eq!(args.signal, 15);
+        assert_eq!(signal(&args.signal), Ok(15));
     }
 }

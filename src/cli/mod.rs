@@ -19,6 +19,7 @@ mod create;
 mod criu;
 mod delete;
 mod exec;
+mod features;
 mod kill;
 mod list;
 mod log;
@@ -32,6 +33,7 @@ mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 /// What `--version` prints behind the name: three lines, as engines expect.
 const VERSION: &str =
@@ -78,6 +80,7 @@ enum Command {
     Create(create::Args),
     Delete(delete::Args),
     Exec(exec::Args),
+    Features(features::Args),
     Kill(kill::Args),
     List(list::Args),
     PageServer(page_server::Args),
@@ -88,6 +91,7 @@ enum Command {
     Spec(spec::Args),
     Start(start::Args),
     State(state::Args),
+    Update(update::Args),
 }
 
 impl Command {
@@ -98,6 +102,7 @@ impl Command {
             Command::Create(args) => args.run(store),
             Command::Delete(args) => args.run(store),
             Command::Exec(args) => args.run(store),
+            Command::Features(args) => args.run(),
             Command::Kill(args) => args.run(store),
             Command::List(args) => args.run(store),
             Command::PageServer(args) => args.run(),
@@ -108,6 +113,7 @@ impl Command {
             Command::Spec(args) => args.run(),
             Command::Start(args) => args.run(store),
             Command::State(args) => args.run(store),
+            Command::Update(args) => args.run(store),
         }
     }
 
@@ -124,10 +130,7 @@ pub fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse_from(argv::normalized(std::env::args_os())) {
         Ok(cli) => cli,
-        Err(help) => {
-            let _ = help.print();
-            return ExitCode::from(u8::from(help.use_stderr()));
-        }
+        Err(error) => return misused(&error),
     };
     let sealed = if cli.command.enters_container() { seal() } else { Ok(()) };
     match sealed.and_then(|()| log::start(&cli.global)).and_then(|()| {
@@ -140,6 +143,29 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// Shows help that was asked for, or what is wrong with the command line: that in runc's words too, where engines look
+/// for them.
+fn misused(error: &clap::Error) -> ExitCode {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.split(' ').next().unwrap_or_default(),
+        _ => "",
+    };
+    let option = || text(ContextKind::InvalidArg).trim_start_matches('-');
+    match error.kind() {
+        ErrorKind::InvalidValue if text(ContextKind::InvalidValue).is_empty() => {
+            eprintln!("flag needs an argument: -{}", option());
+        }
+        ErrorKind::UnknownArgument => eprintln!("flag provided but not defined: -{}", option()),
+        _ => {}
+    }
+    let _ = error.print();
+    ExitCode::from(match error.kind() {
+        ErrorKind::InvalidSubcommand => 3,
+        _ => u8::from(error.use_stderr()),
+    })
 }
 
 /// Goes on in a program file that the container cannot write to; comes back only when it does.

@@ -24,13 +24,24 @@ pub struct Args {
     making: Making,
     #[command(flatten)]
     attaching: Attaching,
+    /// Mounts are made as config.json has them, with its label
+    #[arg(long, hide = true, value_name = "CONTEXT")]
+    lsm_mount_context: Option<String>,
+    /// Refused: processes have the profile that they were dumped with
+    #[arg(long, hide = true, value_name = "TYPE:NAME")]
+    lsm_profile: Option<String>,
     #[command(flatten)]
-    _accepted: Accepted,
+    accepted: Accepted,
     id: String,
 }
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
+        let what = || format!("cannot restore container {}", self.id);
+        self.accepted.check().map_err(|why| Failure::new(what(), why))?;
+        if self.lsm_profile.is_some() {
+            return Err(Failure::new(what(), "--lsm-profile: processes keep the profile that they were dumped with"));
+        }
         let options = RestoreOptions {
             create: self.making.options(),
             images: self.image_path.clone(),
@@ -38,8 +49,7 @@ impl Args {
             tcp_established: self.tcp_established,
             attachment: self.attaching.attachment(),
         };
-        let code = runtime::restore(store, &self.id, &options)
-            .map_err(|e| Failure::new(format!("cannot restore container {}", self.id), e))?;
+        let code = runtime::restore(store, &self.id, &options).map_err(|e| Failure::new(what(), e))?;
         Ok(code.to_le_bytes()[0])
     }
 }
@@ -48,6 +58,14 @@ impl Args {
 mod tests {
     use super::super::{Cli, Command, argv};
     use clap::Parser;
+
+    #[test]
+    fn every_flag_of_runcs() {
+        let argv = "lmrun restore --console-socket /c --image-path /i --work-path /w --tcp-established --ext-unix-sk \
+                    --shell-job --file-locks --manage-cgroups-mode ignore --bundle /b --detach --pid-file /p --no-subreaper \
+                    --no-pivot --empty-ns network --auto-dedup --lazy-pages --lsm-profile selinux:x --lsm-mount-context x c";
+        assert!(Cli::try_parse_from(argv.split_whitespace()).is_ok());
+    }
 
     #[test]
     fn as_docker_calls_it() {

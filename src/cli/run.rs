@@ -11,6 +11,9 @@ pub struct Args {
     making: Making,
     #[command(flatten)]
     attaching: Attaching,
+    /// Leave the container when it has stopped, to be deleted later
+    #[arg(long)]
+    keep: bool,
     id: String,
 }
 
@@ -27,13 +30,14 @@ pub struct Attaching {
 
 impl Attaching {
     pub fn attachment(&self) -> Attachment {
-        Attachment { detach: self.detach, no_subreaper: self.no_subreaper }
+        Attachment { detach: self.detach, no_subreaper: self.no_subreaper, keep: false }
     }
 }
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        let code = runtime::run(store, &self.id, &self.making.options(), self.attaching.attachment())
+        let attachment = Attachment { keep: self.keep, ..self.attaching.attachment() };
+        let code = runtime::run(store, &self.id, &self.making.options(), attachment)
             .map_err(|e| Failure::new(format!("cannot run container {}", self.id), e))?;
         Ok(code.to_le_bytes()[0])
     }
@@ -43,6 +47,16 @@ impl Args {
 mod tests {
     use super::super::{Cli, Command};
     use clap::Parser;
+
+    #[test]
+    fn every_flag() {
+        let argv = "lmrun run --bundle /b --console-socket /c --pidfd-socket /p --detach --keep --pid-file /f --no-subreaper \
+                    --no-pivot --no-new-keyring --preserve-fds 2 c";
+        let Command::Run(args) = Cli::try_parse_from(argv.split_whitespace()).unwrap().command else { panic!() };
+        let options = args.making.options();
+        assert!(args.keep && args.attaching.attachment().no_subreaper && options.no_pivot && options.no_new_keyring);
+        assert_eq!((options.preserve_fds, options.pidfd_socket.unwrap().to_str()), (2, Some("/p")));
+    }
 
     #[test]
     fn detached_in_both_spellings() {

@@ -34,7 +34,7 @@ use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, birth, chain, copyup, hooks, passwd, restore, streams};
+use super::{Error, Result, birth, caller, chain, copyup, hooks, passwd, restore, streams};
 use crate::sys::netns;
 
 /// The name of libcontainer's socket on which init waits for `start`.
@@ -55,6 +55,8 @@ pub struct CreateOptions {
     pub no_new_keyring: bool,
     /// Descriptors 3 .. 3 + n are handed down.
     pub preserve_fds: u32,
+    /// Gets a pidfd of init.
+    pub pidfd_socket: Option<PathBuf>,
 }
 
 /// Makes container `id` up to the point where `start` lets the workload go.
@@ -139,6 +141,8 @@ impl HalfMade {
     /// enter `executor`.
     pub fn build(&mut self, mut spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
         let dir = self.dir().to_owned();
+        caller::check_descriptors(options.preserve_fds)?;
+        let pidfd_socket = options.pidfd_socket.as_deref().map(caller::connect).transpose()?;
         self.state.no_new_keyring = options.no_new_keyring;
         let makes_network = makes_namespace(&spec, LinuxNamespaceType::Network);
         let copied_up = copyup::take(&mut spec);
@@ -186,6 +190,9 @@ impl HalfMade {
         }
         self.state.streams = streams::of(pid)?;
         self.locked().save(&self.state)?;
+        if let Some(socket) = pidfd_socket {
+            caller::send_pidfd(&socket, pid, "standard").map_err(|e| Error::io("pidfd socket", e))?;
+        }
         copied_up.iter().try_for_each(|mount| copyup::copy(pid, &self.state.rootfs, mount))?;
         if makes_network && !direct { raise_loopback(pid) } else { Ok(()) }
     }

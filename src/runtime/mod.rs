@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 mod birth;
 mod bundle;
+mod caller;
 mod cgroup;
 mod checkpoint;
 mod console;
@@ -16,6 +17,7 @@ mod create;
 mod delete;
 mod devices;
 mod exec;
+mod features;
 mod hooks;
 mod mounts;
 mod passwd;
@@ -30,17 +32,20 @@ mod start;
 mod state;
 mod streams;
 pub mod timestamp;
+mod update;
 mod workload;
 
 pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use create::{CreateOptions, create};
 pub use delete::{delete, kill};
 pub use exec::{Edits, ExecOptions, ProcessSource, exec};
+pub use features::{MOUNT_OPTIONS, capabilities, seccomp_features};
 pub use query::{list, pause, resume, status};
 pub use restore::{RestoreOptions, restore};
 pub use run::{Attachment, run};
 pub use start::start;
 pub use state::{State, Status, Store};
+pub use update::{Schemata, update};
 
 /// Why a command on a container failed. Its words are runc's where engines look for them.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +67,10 @@ pub enum Error {
     PreservedFd(i32),
     #[error("sub cgroup {0} does not exist in the container's")]
     SubCgroup(String),
+    #[error("this host, or this container, has no {0}")]
+    NoController(String),
+    #[error("{0}")]
+    Update(String),
     #[error("fork")]
     Fork(#[source] io::Error),
     #[error("{0}")]

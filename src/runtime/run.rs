@@ -26,6 +26,8 @@ pub struct Attachment {
     pub detach: bool,
     /// Do not adopt the processes that the container leaves behind.
     pub no_subreaper: bool,
+    /// Leave the container, stopped, to be looked at and deleted by somebody else.
+    pub keep: bool,
 }
 
 /// Makes and starts container `id`. Attached, waits for its end, deletes it, and gives its exit code
@@ -64,6 +66,7 @@ pub fn run(store: &Store, id: &str, options: &CreateOptions, attachment: Attachm
 pub(super) struct Foreground {
     signals: SignalFd,
     pub console: Option<Console>,
+    keep: bool,
 }
 
 impl Foreground {
@@ -81,12 +84,15 @@ impl Foreground {
         sigprocmask(SigmaskHow::SIG_BLOCK, Some(&all), None).map_err(errno("block signals"))?;
         let signals =
             SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(errno("signalfd"))?;
-        Ok(Some(Foreground { signals, console: None }))
+        Ok(Some(Foreground { signals, console: None, keep: attachment.keep }))
     }
 
     /// Waits for `init`'s end, and deletes the container when init has ended.
     pub fn stay_with(mut self, store: &Store, id: &str, init: Process) -> Result<i32> {
         let code = self.wait_for(init.pid)?;
+        if self.keep {
+            return Ok(code);
+        }
         // A checkpoint or a delete may have been faster.
         match delete::delete(store, id, true) {
             Ok(()) | Err(Error::NotFound) => Ok(code),

@@ -15,15 +15,15 @@ use libcontainer::workload::Executor;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, getpid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{Process, Spec, User};
 
+use super::super::caller::send_pidfd;
 use super::super::workload::{Workload, words};
 use super::door::Door;
 use super::namespaces::Namespaces;
 use super::{attributes, terminal};
-use crate::sys::pidfd::PidFd;
-use crate::sys::{cwd, fdpass, fds};
+use crate::sys::{cwd, fds};
 
 /// Everything that the child needs, prepared before the fork.
 pub(super) struct Entry<'a> {
@@ -77,7 +77,7 @@ impl Entry<'_> {
             label.set()?;
         }
         if let Some(socket) = &self.pidfd_socket {
-            send_pidfd(socket).map_err(|e| format!("send a pidfd: {e}"))?;
+            send_pidfd(socket, getpid().as_raw(), "setns").map_err(|e| format!("send a pidfd: {e}"))?;
         }
         self.workload.setup_envs(HashMap::new()).map_err(|e| e.to_string())?;
         self.workload.find_program()?;
@@ -151,10 +151,4 @@ fn become_user(user: &User) -> Result<(), String> {
 fn chdir_failed(cwd: &Path, error: &io::Error) -> String {
     let why = error.raw_os_error().map_or(error.to_string(), |errno| words(Errno::from_raw(errno)));
     format!("chdir to cwd ({:?}) set in config.json failed: {why}", cwd.display().to_string())
-}
-
-/// With the word that runc sends.
-fn send_pidfd(socket: &UnixStream) -> io::Result<()> {
-    let own = PidFd::open(nix::unistd::getpid().as_raw())?;
-    fdpass::send(socket.as_fd(), b"setns", &[own.as_fd()])
 }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use libcontainer::container::ContainerStatus;
@@ -25,7 +25,7 @@ use super::process::Process;
 use super::run::{Attachment, Foreground};
 use super::state::{State, Status, Store, write_whole};
 use super::workload::Workload;
-use super::{Error, Result, hooks, status};
+use super::{Error, Result, caller, hooks, status};
 use crate::sys::fds;
 
 mod attributes;
@@ -70,12 +70,10 @@ pub struct ExecOptions {
 pub fn exec(store: &Store, id: &str, options: &ExecOptions) -> Result<i32> {
     let state = store.load(id)?;
     let init = enterable(&state, options.ignore_paused)?;
-    if let Some(missing) = (3..3 + options.preserve_fds.cast_signed()).find(|fd| !fds::is_inherited(*fd)) {
-        return Err(Error::PreservedFd(missing));
-    }
+    caller::check_descriptors(options.preserve_fds)?;
     let bundle = process::bundle(&state.bundle, &options.process)?;
     check_terminal(&bundle, options)?;
-    let foreground = Foreground::prepare(Attachment { detach: options.detach, no_subreaper: true })?;
+    let foreground = Foreground::prepare(Attachment { detach: options.detach, no_subreaper: true, keep: true })?;
 
     // A checkpoint or a deletion that is under way ends first, and none begins before the process is in. What waits for
     // `resume` cannot keep that from coming.
@@ -122,7 +120,7 @@ fn check_terminal(bundle: &Bundle, options: &ExecOptions) -> Result<()> {
 
 /// The process up to its execve(2): its pid, and the master of its terminal if that is for us.
 fn start(state: &State, init: Process, bundle: &Bundle, options: &ExecOptions) -> Result<(i32, Option<OwnedFd>)> {
-    let socket = |path: &Option<PathBuf>| path.as_deref().map(connect).transpose();
+    let socket = |path: &Option<PathBuf>| path.as_deref().map(caller::connect).transpose();
     let mut own_console = None;
     let console = match (bundle.terminal(), socket(&options.console_socket)?) {
         (true, None) => {
@@ -172,8 +170,4 @@ fn above(fd: OwnedFd, preserve_fds: u32) -> Result<OwnedFd> {
         return Ok(fd);
     }
     fds::duplicate_above(fd.as_fd(), first).map_err(|e| Error::io("pipe", e.into()))
-}
-
-fn connect(path: &Path) -> Result<UnixStream> {
-    UnixStream::connect(path).map_err(|e| Error::io(path, e))
 }
