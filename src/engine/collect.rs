@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use libc::{c_int, pid_t};
 
 use super::freeze::{Frozen, Task};
-use super::res::fd::{self, Collected, FdFacts, pipe, unix};
+use super::res::fd::{self, Collected, FdFacts, lock, pipe, unix};
 use super::res::mm;
 use super::res::sysv;
 use super::res::task::{creds, regs, sched, seccomp, signals, thread, timers};
@@ -66,6 +66,7 @@ impl Files {
             files: Vec::new(),
             pipe_data: Vec::new(),
             socket_queues: Vec::new(),
+            locks: lock::Seen::default(),
             socket_extras: Vec::new(),
             pipes: BTreeMap::new(),
             unix: unix::Seen::of(init),
@@ -78,17 +79,19 @@ impl Files {
     }
 
     /// The id and type of the open file description behind a descriptor.
-    fn descriptor(&mut self, f: FdFacts) -> Result<(u32, FdTypes)> {
+    fn descriptor(&mut self, f: FdFacts, process: u32) -> Result<(u32, FdTypes)> {
         let key = (f.link.clone(), f.info.pos, f.flags());
         for (pid, other, id) in self.seen.get(&key).into_iter().flatten() {
             let same = pidfd::same_file((f.pid, f.fd), (*pid, *other)).map_err(|e| Error::proc(f.pid, e))?;
             if same {
+                lock::collect(&f, *id, process, &mut self.all.locks)?;
                 return Ok((*id, self.type_of(*id)));
             }
         }
         let id = self.next_id();
         let entry = fd::dump(&f, id, &mut self.all)?;
         self.all.files.push(entry);
+        lock::collect(&f, id, process, &mut self.all.locks)?;
         self.seen.entry(key).or_default().push((f.pid, f.fd, id));
         if self.type_of(id) == FdTypes::Inetsk {
             self.sockets.insert(id, f.dup);
@@ -179,6 +182,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
     let root_ids = processes.first().and_then(|p| p.alive.as_ref()).map(|a| a.ids.clone());
     let tasks = processes.iter().filter_map(|p| p.alive.as_ref()).map(|a| a.extra.clone()).collect();
     let sockets = std::mem::take(&mut files.all.socket_extras);
+    let locks = std::mem::take(&mut files.all.locks.records);
     let tree = Tree {
         inventory: InventoryEntry {
             img_version: IMG_VERSION,
@@ -196,6 +200,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
         socket_queues: Vec::new(),
         streams: BTreeMap::new(),
         seccomp,
+        locks,
         sysv,
         time: clocks(subject.init)?,
         uts: uts(subject.init)?,
@@ -313,7 +318,7 @@ fn process(
         known.push(outside(t, *tid, &shared_pending, &memory, filters)?);
     }
     let guards = mm::guard_regions(pid, &vmas)?;
-    let (fds, fs) = open_files(pid, files)?;
+    let (fds, fs) = open_files(pid, entry.pid, files)?;
 
     // From here to `give_back` the process is borrowed: only what it alone can tell.
     let loans: Vec<_> = task.threads.iter().zip(&known).map(|(t, o)| (continued(t, o.abort), o.signalled)).collect();
@@ -385,13 +390,13 @@ fn process(
     Ok((Process { entry, cores, alive: Some(alive) }, host))
 }
 
-fn open_files(pid: pid_t, files: &mut Files) -> Result<(Vec<FdinfoEntry>, FsEntry)> {
+fn open_files(pid: pid_t, process: u32, files: &mut Files) -> Result<(Vec<FdinfoEntry>, FsEntry)> {
     let pidfd = PidFd::open(pid).map_err(|e| Error::proc(pid, e))?;
     let mut fds = Vec::new();
     for fd in proc::descriptors(pid).map_err(|e| Error::proc(pid, e))? {
         let facts = FdFacts::collect(&pidfd, pid, fd)?;
         let close_on_exec = facts.info.flags & libc::O_CLOEXEC as u32 != 0;
-        let (id, kind) = files.descriptor(facts)?;
+        let (id, kind) = files.descriptor(facts, process)?;
         // FD_CLOEXEC is the only flag of a descriptor.
         fds.push(FdinfoEntry {
             id,

@@ -6,7 +6,7 @@ use super::{Error, Result};
 use crate::image::dir::{ImageDir, ImageWriter};
 use crate::image::format;
 use crate::image::records::core::{CoreEntry, TaskKobjIdsEntry, task_state};
-use crate::image::records::files::{FdinfoEntry, FileEntry, PipeDataEntry};
+use crate::image::records::files::{FdinfoEntry, FileEntry, FileLockEntry, PipeDataEntry};
 use crate::image::records::inventory::{IMG_VERSION, InventoryEntry, PstreeEntry};
 use crate::image::records::lmrun::{LMRUN_VERSION, LmrunEntry, LmrunTask, LmrunThread};
 use crate::image::records::mm::MmEntry;
@@ -55,6 +55,8 @@ pub struct Tree {
     /// By inode number of the socket.
     pub streams: BTreeMap<u32, Stream>,
     pub seccomp: SeccompEntry,
+    /// File locks.
+    pub locks: Vec<FileLockEntry>,
     /// System V shared memory.
     pub sysv: Vec<IpcShmEntry>,
     pub time: TimensEntry,
@@ -84,6 +86,9 @@ impl Tree {
             w.write_payloads(&format::TCP_STREAM, (*inode).into(), std::slice::from_ref(stream))?;
         }
         w.write(&format::SECCOMP, 0, std::slice::from_ref(&self.seccomp))?;
+        if !self.locks.is_empty() {
+            w.write(&format::FILELOCKS, 0, &self.locks)?;
+        }
         if !self.sysv.is_empty() {
             w.write(&format::IPC_SHM, ns(ids.and_then(|i| i.ipc_ns_id)), &self.sysv)?;
         }
@@ -132,6 +137,7 @@ impl Tree {
             socket_queues: if_there(dir, &format::SK_QUEUES, 0)?,
             streams,
             seccomp: dir.read_one(&format::SECCOMP, 0)?,
+            locks: if dir.exists(&format::FILELOCKS, 0)? { dir.read_all(&format::FILELOCKS, 0)? } else { Vec::new() },
             sysv: {
                 let id = ids.ipc_ns_id.unwrap_or(0).into();
                 if dir.exists(&format::IPC_SHM, id)? { dir.read_all(&format::IPC_SHM, id)? } else { Vec::new() }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use super::{Built, Site, built};
 use crate::engine::collect::Remote;
-use crate::engine::res::fd;
+use crate::engine::res::fd::{self, lock};
 use crate::engine::tree::Alive;
 use crate::engine::{Error, Result};
 use crate::sys::fdpass;
@@ -123,7 +123,7 @@ pub fn place(site: &mut Site, all: &mut BTreeMap<u32, Built>, pid: u32, alive: &
 }
 
 /// What files need their first holder to do: each once.
-pub fn link(site: &mut Site, built: &mut Built, alive: &Alive) -> Result<()> {
+pub fn link(site: &mut Site, built: &mut Built, pid: u32, alive: &Alive) -> Result<()> {
     for f in &alive.fds {
         if !site.linked.insert(f.id) {
             continue;
@@ -133,6 +133,11 @@ pub fn link(site: &mut Site, built: &mut Built, alive: &Alive) -> Result<()> {
             fd::link(entry, f.fd as i32, &mut b);
             built.main.run(&built.memory, &mut b)?;
         }
+    }
+    for held in site.plan.tree.locks.iter().filter(|held| held.pid == pid.cast_signed()) {
+        let mut b = built.main.batch();
+        lock::restore(held, &mut b)?;
+        built.main.run(&built.memory, &mut b)?;
     }
     Ok(())
 }

@@ -139,7 +139,7 @@ impl Site {
         for (p, a) in alive() {
             let built = built(all, p.entry.pid)?;
             threads::make(built, p)?;
-            files::link(self, built, a)?;
+            files::link(self, built, p.entry.pid, a)?;
             space::finish(built, a)?;
         }
         let has = threads::capabilities(built(all, 1)?.pid)?;

@@ -215,6 +215,11 @@ impl FdInfo {
             .map(|(_, v)| v.as_str())
             .ok_or_else(|| malformed(format_args!("fdinfo: no line {key}")))
     }
+
+    /// The values of all lines `key`.
+    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.extra.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
 }
 
 pub fn fd_info(pid: pid_t, fd: i32) -> io::Result<FdInfo> {

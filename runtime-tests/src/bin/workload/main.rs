@@ -19,6 +19,7 @@ mod event_sources;
 mod identity;
 mod limits;
 mod load;
+mod locks;
 mod mapped_files;
 mod memory;
 mod memory_flags;
@@ -53,6 +54,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         identity::WORKLOADS,
         limits::WORKLOADS,
         load::WORKLOADS,
+        locks::WORKLOADS,
         mapped_files::WORKLOADS,
         memory::WORKLOADS,
         memory_flags::WORKLOADS,

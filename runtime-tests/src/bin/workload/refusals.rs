@@ -5,7 +5,7 @@ use std::os::fd::IntoRawFd;
 
 use crate::kernel::{c, open, raw, read, sys, write};
 use crate::memory_map::PAGE;
-use crate::stage::{Check, Fallible, Setup, Stage, eventually, holds, same};
+use crate::stage::{Check, Fallible, Setup, Stage, eventually, same};
 
 pub const WORKLOADS: &[(&str, Setup)] = &[
     ("refuse-inotify", inotify),
@@ -23,8 +23,7 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
     ("refuse-pidfd", pidfd),
     ("refuse-pty", pty),
     ("refuse-uffd", uffd),
-    ("refuse-lock", lock),
-    ("refuse-posix-lock", posix_lock),
+    ("refuse-lease", lease),
     ("refuse-rights-in-flight", rights_in_flight),
     ("refuse-fifo", fifo),
     ("refuse-device", device),
@@ -160,23 +159,12 @@ fn uffd(_: &mut Stage) -> Fallible<Check> {
     Ok(Box::new(move || sys!(fcntl(fd, libc::F_GETFL)).map(drop)))
 }
 
-/// A lock on a file, which another process could not take meanwhile.
-fn lock(_: &mut Stage) -> Fallible<Check> {
-    std::fs::write("/locked", "").map_err(|e| e.to_string())?;
-    let fd = open("/locked", libc::O_RDWR)?;
-    sys!(flock(fd, libc::LOCK_EX))?;
-    let other = open("/locked", libc::O_RDWR)?;
-    Ok(Box::new(move || holds(sys!(flock(other, libc::LOCK_EX | libc::LOCK_NB)).is_err(), "the lock is held")))
-}
-
-fn posix_lock(_: &mut Stage) -> Fallible<Check> {
-    std::fs::write("/locked", "0123456789").map_err(|e| e.to_string())?;
-    let fd = open("/locked", libc::O_RDWR)?;
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as i16;
-    lock.l_len = 5;
-    sys!(fcntl(fd, libc::F_SETLK, &raw const lock))?;
-    Ok(Box::new(move || sys!(fcntl(fd, libc::F_GETFL)).map(drop)))
+/// The promise to be told before somebody else opens a file.
+fn lease(_: &mut Stage) -> Fallible<Check> {
+    std::fs::write("/leased", "").map_err(|e| e.to_string())?;
+    let fd = open("/leased", libc::O_RDONLY)?;
+    or_skip(sys!(fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK)))?;
+    Ok(Box::new(move || same("lease", i64::from(libc::F_RDLCK), sys!(fcntl(fd, libc::F_GETLEASE))?)))
 }
 
 /// A descriptor that was sent over a unix socket and not yet received.

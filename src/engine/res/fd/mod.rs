@@ -4,6 +4,7 @@ pub mod address;
 pub mod epoll;
 pub mod eventfd;
 pub mod inet;
+pub mod lock;
 pub mod pipe;
 pub mod regular;
 pub mod signalfd;
@@ -97,6 +98,7 @@ pub struct Collected {
     pub files: Vec<FileEntry>,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub socket_queues: Vec<(SkPacketEntry, Vec<u8>)>,
+    pub locks: lock::Seen,
     pub socket_extras: Vec<LmrunSocket>,
     pub(crate) pipes: BTreeMap<u32, pipe::Seen>,
     pub(crate) unix: unix::Seen,
@@ -150,9 +152,6 @@ macro_rules! fd_kinds {
                 [_] => {}
                 [] => return refuse_unknown(f),
                 _ => return f.refuse(format!("is claimed by {}", claims.join(" and ")), "report this as a bug of lmrun"),
-            }
-            if let Ok(lock) = f.line("lock") {
-                return f.refuse(format!("holds a file lock ({lock})"), "release the lock");
             }
             $(if <$kind>::claims(f) { return <$kind>::dump(f, id, all); })*
             unreachable!("one kind claims it")
