@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use libc::{c_int, pid_t};
 
 use super::freeze::{Frozen, Task};
-use super::res::fd::{self, Collected, FdFacts, lock, pipe, unix};
+use super::res::fd::{self, Collected, FdFacts, ghost, lock, pipe, unix};
 use super::res::mm;
 use super::res::sysv;
 use super::res::task::{creds, regs, sched, seccomp, signals, thread, timers};
@@ -67,6 +67,7 @@ impl Files {
             pipe_data: Vec::new(),
             socket_queues: Vec::new(),
             locks: lock::Seen::default(),
+            ghosts: ghost::Found::default(),
             socket_extras: Vec::new(),
             pipes: BTreeMap::new(),
             unix: unix::Seen::of(init),
@@ -101,6 +102,23 @@ impl Files {
 
     fn type_of(&self, id: u32) -> FdTypes {
         FdTypes::try_from(self.all.files[id as usize - 1].r#type).unwrap_or(FdTypes::Und)
+    }
+
+    /// The id of a mapped file that has no name any more; `name` was its last.
+    pub fn nameless(&mut self, name: &[u8], flags: u32, mapped: OwnedFd) -> std::io::Result<u32> {
+        let stat = file::stat(&mapped)?;
+        // Its number keeps it apart from others that had the same name.
+        let number = self.all.ghosts.known(&stat).unwrap_or(u32::MAX);
+        if let Some(known) = self.paths.get(&([name, &number.to_ne_bytes()].concat(), flags)) {
+            return Ok(*known);
+        }
+        let id = self.next_id();
+        self.all.ghosts.add(id, &mapped)?;
+        let number = self.all.ghosts.known(&stat).unwrap_or(u32::MAX);
+        let reg = RegFileEntry { id, flags, name: name.to_vec(), mode: Some(stat.mode), ..RegFileEntry::default() };
+        self.all.files.push(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() });
+        self.paths.insert(([name, &number.to_ne_bytes()].concat(), flags), id);
+        Ok(id)
     }
 
     /// The id of a file that is known by its path in the container.

@@ -42,6 +42,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     let memory = started.elapsed();
     sink.finish()?;
     write_tmpfs(req.subject.init, &writer)?;
+    all.files.all.ghosts.write(&writer)?;
 
     // Read last: the kernel goes on queueing what peers send, and the lock is short.
     let bracket: Bracket = watch.enter(&mut all, req.fate)?;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 
+use super::res::fd::ghost::Ghosts;
 use super::res::mm::{self, Content};
 use super::res::tmpfs;
 use super::tree::{Process, Tree};
@@ -33,6 +34,7 @@ pub struct Plan {
     pub(super) stage: Stage,
     pub(super) pages: BTreeMap<PagesOf, Vec<Extent>>,
     pub(super) external: HashMap<Vec<u8>, OwnedFd>,
+    pub(super) ghosts: Ghosts,
     /// The content of the container's own tmpfs mounts.
     pub(super) tmpfs: Option<std::fs::File>,
     pub(super) work: std::path::PathBuf,
@@ -69,8 +71,9 @@ pub fn plan(req: RestoreRequest) -> Result<Plan> {
     let taken =
         tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.mm.vmas).map(|v| (v.start, v.end));
     let stage = Stage::find(taken.collect());
+    let ghosts = Ghosts::read(&dir)?;
     let tmpfs = dir.file_if_there(tmpfs::ARCHIVE)?;
-    Ok(Plan { births, stage, pages, external, tmpfs, work: req.work, tree })
+    Ok(Plan { births, stage, pages, external, ghosts, tmpfs, work: req.work, tree })
 }
 
 impl Plan {

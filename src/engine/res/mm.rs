@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use libc::pid_t;
 
 use crate::engine::collect::{Files, Remote};
+use crate::engine::res::fd::ghost;
 use crate::engine::{Error, Result, Why};
 use crate::image::records::lmrun::LmrunRange;
 use crate::image::records::mm::{MmEntry, VmaEntry, vma_status};
@@ -133,12 +134,14 @@ fn mapped_file(pid: pid_t, v: &Vma, writable: bool, files: &mut Files) -> Result
     if foreign.iter().any(|p| v.name.starts_with(p)) || !v.name.starts_with(b"/") {
         return refuse(pid, v, "mappings of this kind cannot be carried yet", "stop and start the container instead");
     }
-    if v.name.ends_with(b" (deleted)") {
-        return refuse(pid, v, "its file is deleted", "restart the program, or give the file a name again");
-    }
+    let access = if writable { libc::O_RDWR } else { libc::O_RDONLY } as u32;
     let link = format!("/proc/{pid}/map_files/{:x}-{:x}", v.start, v.end);
     let mapped = std::fs::File::options().read(true).custom_flags_path().open(&link).and_then(file::stat);
     let mapped = mapped.map_err(|e| Error::proc(pid, e))?;
+    if let Some(name) = ghost::last_name(&v.name, &mapped) {
+        let id = std::fs::File::open(&link).and_then(|file| files.nameless(name, access, file.into()));
+        return id.map_err(|e| Error::proc(pid, e));
+    }
     let root = files.all.root.as_fd();
     match file::open_in(root, &v.name, libc::O_PATH as u32).and_then(file::stat) {
         Ok(s) if s.is_same_file(&mapped) => {}
@@ -154,8 +157,7 @@ fn mapped_file(pid: pid_t, v: &Vma, writable: bool, files: &mut Files) -> Result
             );
         }
     }
-    let access = if writable { libc::O_RDWR } else { libc::O_RDONLY };
-    Ok(files.by_path(&v.name, access as u32, mapped.mode, Some(mapped.size)))
+    Ok(files.by_path(&v.name, access, mapped.mode, Some(mapped.size)))
 }
 
 trait OPath {

@@ -14,6 +14,7 @@ mod stage;
 mod blocked_calls;
 mod clocks;
 mod credentials;
+mod deleted_files;
 mod epoll;
 mod event_sources;
 mod identity;
@@ -49,6 +50,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         blocked_calls::WORKLOADS,
         clocks::WORKLOADS,
         credentials::WORKLOADS,
+        deleted_files::WORKLOADS,
         epoll::WORKLOADS,
         event_sources::WORKLOADS,
         identity::WORKLOADS,

@@ -17,8 +17,7 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
     ("refuse-unix-outside", unix_outside),
     ("refuse-memfd", memfd),
     ("refuse-memfd-mapped", memfd_mapped),
-    ("refuse-deleted", deleted),
-    ("refuse-deleted-mapped", deleted_mapped),
+    ("refuse-deleted-directory", deleted_directory),
     ("refuse-io-uring", io_uring),
     ("refuse-pidfd", pidfd),
     ("refuse-pty", pty),
@@ -113,20 +112,11 @@ fn memfd_mapped(_: &mut Stage) -> Fallible<Check> {
     map_and_close(new_memfd()?)
 }
 
-fn new_deleted() -> Fallible<i32> {
-    std::fs::write("/deleted", [7; PAGE]).map_err(|e| e.to_string())?;
-    let fd = open("/deleted", libc::O_RDWR)?;
-    std::fs::remove_file("/deleted").map_err(|e| e.to_string())?;
-    Ok(fd)
-}
-
-fn deleted(_: &mut Stage) -> Fallible<Check> {
-    let fd = new_deleted()?;
-    Ok(Box::new(move || same("size", PAGE as i64, sys!(lseek(fd, 0, libc::SEEK_END))?)))
-}
-
-fn deleted_mapped(_: &mut Stage) -> Fallible<Check> {
-    map_and_close(new_deleted()?)
+fn deleted_directory(_: &mut Stage) -> Fallible<Check> {
+    std::fs::create_dir("/deleted").map_err(|e| e.to_string())?;
+    let fd = open("/deleted", libc::O_RDONLY)?;
+    std::fs::remove_dir("/deleted").map_err(|e| e.to_string())?;
+    Ok(Box::new(move || sys!(fcntl(fd, libc::F_GETFL)).map(drop)))
 }
 
 fn io_uring(_: &mut Stage) -> Fallible<Check> {

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod epoll;
 pub mod eventfd;
+pub mod ghost;
 pub mod inet;
 pub mod lock;
 pub mod pipe;
@@ -99,6 +100,7 @@ pub struct Collected {
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub socket_queues: Vec<(SkPacketEntry, Vec<u8>)>,
     pub locks: lock::Seen,
+    pub ghosts: ghost::Found,
     pub socket_extras: Vec<LmrunSocket>,
     pub(crate) pipes: BTreeMap<u32, pipe::Seen>,
     pub(crate) unix: unix::Seen,
@@ -111,6 +113,7 @@ pub struct Workshop {
     pub root: OwnedFd,
     /// Files from outside, by the link that they had.
     pub external: HashMap<Vec<u8>, OwnedFd>,
+    pub ghosts: ghost::Ghosts,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub network: Revival,
     /// Host pids of the container's processes, by their pids in it.
@@ -227,6 +230,7 @@ impl Workshop {
         self.pipes.clear();
         self.unix.close();
         self.external.clear();
+        self.ghosts.close();
     }
 
     /// The file that replaces one from outside the container.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use libc::c_int;
 use nix::sys::stat::{major, minor};
 
-use super::{Collected, FdFacts, FdKind, Workshop, part};
+use super::{Collected, FdFacts, FdKind, Workshop, ghost, part};
 use crate::engine::{Error, Result};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use crate::sys::file::{self, FileStat};
@@ -45,15 +45,18 @@ impl FdKind for Regular {
         if external && !all.external.contains(&f.link) {
             return f.refuse("is outside the container", "pass it as standard input, output or error, or close it");
         }
-        if !external {
-            check_path(f, all)?;
+        let last_name = ghost::last_name(&f.link, &f.stat).filter(|_| !external);
+        match last_name {
+            Some(_) => all.ghosts.add_open(id, f)?,
+            None if !external => check_path(f, all)?,
+            None => {}
         }
         let record = RegFileEntry {
             id,
             flags: f.flags(),
             pos: f.info.pos,
             fown: f.owner()?,
-            name: f.link.clone(),
+            name: last_name.unwrap_or(&f.link).to_vec(),
             mnt_id: Some(f.info.mnt_id),
             size: (f.stat.kind() == libc::S_IFREG).then_some(f.stat.size),
             ext: external.then_some(true),
@@ -85,7 +88,7 @@ fn is_outside(f: &FdFacts, all: &Collected) -> bool {
 /// A restore will open the file by its path: it must lead to the same file now.
 fn check_path(f: &FdFacts, all: &Collected) -> Result<()> {
     if f.stat.links == 0 || f.link.ends_with(b" (deleted)") {
-        return f.refuse("is deleted", "close it, or give the file a name");
+        return f.refuse("is deleted under this name", "close it, or give the file its name back");
     }
     let there = file::open_in(&all.root, &f.link, libc::O_PATH as u32).and_then(file::stat);
     match there {
@@ -96,10 +99,14 @@ fn check_path(f: &FdFacts, all: &Collected) -> Result<()> {
 }
 
 /// Opens a file of the container by its record.
-pub fn open(r: &RegFileEntry, shop: &Workshop) -> Result<OwnedFd> {
+fn open(r: &RegFileEntry, shop: &mut Workshop) -> Result<OwnedFd> {
     let what = || String::from_utf8_lossy(&r.name).into_owned();
-    let fd = file::open_in(shop.root.as_fd(), &r.name, r.flags & REOPEN as u32)
-        .map_err(Error::system(format_args!("open {} in the container", what())))?;
+    let flags = r.flags & REOPEN as u32;
+    let fd = match shop.ghosts.open(r, shop.root.as_fd())? {
+        Some(ghost) => file::reopen(ghost, flags & !(libc::O_NOFOLLOW as u32)),
+        None => file::open_in(shop.root.as_fd(), &r.name, flags),
+    };
+    let fd = fd.map_err(Error::system(format_args!("open {} in the container", what())))?;
     let stat = file::stat(&fd).map_err(Error::system(what()))?;
     if r.mode.is_some_and(|mode| mode & libc::S_IFMT != stat.kind()) {
         return Err(Error::BadRecord { what: format!("{} is another kind of file now", what()) });
