@@ -81,7 +81,7 @@ refused! {
     netlink: "netlink",
     packet: "packet",
     raw: "raw",
-    udp: "udp",
+    udp_corked: "udp",
     unix_outside: "unix",
     memfd: "memfd",
     memfd_mapped: "memfd",

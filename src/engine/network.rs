@@ -12,6 +12,7 @@ use super::guard::Guard;
 use super::netlock::{Connection, NetLock, Nft};
 use super::res::fd::tcp::{self, Kind};
 use super::res::fd::tcp_stream::{self, Silent, Stream};
+use super::res::fd::udp;
 use super::tree::{self, Tree};
 use super::{Error, Fate, Result, Subject};
 use crate::image::records::lmrun::LmrunSocket;
@@ -49,7 +50,7 @@ impl Watch {
     pub fn enter(self, all: &mut Collection, fate: Fate) -> Result<Bracket> {
         let mut connections = Vec::new();
         let mut sockets = Vec::new();
-        for e in all.files.all.files.iter().filter_map(|f| f.isk.as_ref()) {
+        for e in all.files.all.files.iter().filter_map(|f| f.isk.as_ref()).filter(|e| !udp::is_udp(e)) {
             let failed = |source| Error::Socket { id: e.id, source };
             if Kind::of(e).map_err(failed)?.has_peer() {
                 connections.push(tcp::connection(e).map_err(failed)?);
@@ -177,7 +178,7 @@ impl Revival {
             .files
             .iter()
             .filter_map(|f| f.isk.as_ref())
-            .filter(|e| Kind::of(e).is_ok_and(Kind::has_peer))
+            .filter(|e| !udp::is_udp(e) && Kind::of(e).is_ok_and(Kind::has_peer))
             .map(|e| tcp::connection(e).map_err(|source| Error::Socket { id: e.id, source }))
             .collect::<Result<Vec<Connection>>>()?;
         let quiet = match connections.is_empty() {
@@ -202,6 +203,10 @@ impl Revival {
         }
         let failed = |source| Error::Socket { id: e.id, source };
         let more = self.extras.get(&e.id);
+        if udp::is_udp(e) {
+            let made = netns::within(self.netns.as_fd(), || udp::create(e, more));
+            return made.map_err(Error::system("enter the container's network namespace"))?.map_err(failed);
+        }
         let kind = Kind::of(e).map_err(failed)?;
         let stream = self.streams.remove(&e.ino).map(|(entry, mut inq)| {
             let outq = inq.split_off((entry.inq_len as usize).min(inq.len()));

@@ -39,6 +39,7 @@ mod threads;
 mod timers;
 mod tmpfs;
 mod trees;
+mod udp;
 mod unix_names;
 mod unix_sockets;
 
@@ -75,6 +76,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         timers::WORKLOADS,
         tmpfs::WORKLOADS,
         trees::WORKLOADS,
+        udp::WORKLOADS,
         unix_names::WORKLOADS,
         unix_sockets::WORKLOADS,
     ]

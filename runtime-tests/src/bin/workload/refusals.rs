@@ -13,7 +13,7 @@ pub const WORKLOADS: &[(&str, Setup)] = &[
     ("refuse-netlink", netlink),
     ("refuse-packet", packet),
     ("refuse-raw", raw_socket),
-    ("refuse-udp", udp),
+    ("refuse-udp-corked", udp_corked),
     ("refuse-unix-outside", unix_outside),
     ("refuse-memfd", memfd),
     ("refuse-memfd-mapped", memfd_mapped),
@@ -71,13 +71,16 @@ fn raw_socket(_: &mut Stage) -> Fallible<Check> {
     socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP)
 }
 
-fn udp(_: &mut Stage) -> Fallible<Check> {
+/// Half a datagram waits for the other half.
+fn udp_corked(_: &mut Stage) -> Fallible<Check> {
+    const UDP_CORK: i32 = 1;
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
-    Ok(Box::new(move || {
-        let address = socket.local_addr().map_err(|e| e.to_string())?;
-        socket.send_to(b"x", address).map_err(|e| e.to_string())?;
-        same("datagram", 1, socket.recv(&mut [0; 8]).map_err(|e| e.to_string())?)
-    }))
+    socket.connect(socket.local_addr().map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+    let fd = socket.into_raw_fd();
+    let cork = |on: i32| sys!(setsockopt(fd, libc::IPPROTO_UDP, UDP_CORK, (&raw const on).cast(), 4));
+    cork(1)?;
+    write(fd, b"half")?;
+    Ok(Box::new(move || sys!(fcntl(fd, libc::F_GETFL)).map(drop)))
 }
 
 /// Connected to a socket of the host, which the scenario has put at `/run-state/host.sock`.

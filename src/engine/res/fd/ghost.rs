@@ -2,6 +2,7 @@
 //! nameless as they were.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{File, Permissions};
 use std::io::{self, BufReader, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -132,8 +133,8 @@ impl Ghosts {
                 return Err(Error::BadRecord { what });
             }
             ghosts.numbers.insert(remap.orig_id, remap.remap_id);
-            if !ghosts.images.contains_key(&remap.remap_id) {
-                ghosts.images.insert(remap.remap_id, dir.records(&format::GHOST_FILE, remap.remap_id.into())?);
+            if let Entry::Vacant(new) = ghosts.images.entry(remap.remap_id) {
+                new.insert(dir.records(&format::GHOST_FILE, remap.remap_id.into())?);
             }
         }
         Ok(ghosts)

@@ -1,33 +1,35 @@
-//! TCP sockets as a kind of file; [`super::tcp`] knows how to read and make one.
+//! Internet sockets as a kind of file; [`super::tcp`] and [`super::udp`] know how to read and make one.
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use libc::c_int;
 
-use super::tcp;
 use super::{Collected, FdFacts, FdKind, Workshop, part};
+use super::{tcp, udp};
 use crate::engine::{Error, Result};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry};
 use crate::sys::file;
 use crate::tracee::batch::Batch;
 
-pub struct TcpSocket;
+pub struct InetSocket;
 
-impl FdKind for TcpSocket {
-    const NAME: &'static str = "TCP socket";
+impl FdKind for InetSocket {
+    const NAME: &'static str = "internet socket";
     const TYPE: FdTypes = FdTypes::Inetsk;
 
     fn claims(f: &FdFacts) -> bool {
-        let is_tcp = |(family, kind, protocol)| {
-            matches!(family, libc::AF_INET | libc::AF_INET6)
-                && kind == libc::SOCK_STREAM
-                && protocol == libc::IPPROTO_TCP
+        let is_ours = |(family, kind, protocol)| {
+            let ours = [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)];
+            matches!(family, libc::AF_INET | libc::AF_INET6) && ours.contains(&(kind, protocol))
         };
-        f.link.starts_with(b"socket:[") && file::socket_kind(&f.dup).is_some_and(is_tcp)
+        f.link.starts_with(b"socket:[") && file::socket_kind(&f.dup).is_some_and(is_ours)
     }
 
     /// The queues of a connection are read late, see `engine::network`.
     fn dump(f: &FdFacts, id: u32, all: &mut Collected) -> Result<FileEntry> {
+        if file::socket_kind(&f.dup).is_some_and(|(_, kind, _)| kind == libc::SOCK_DGRAM) {
+            return dump_udp(f, id, all);
+        }
         let mut facts = match tcp::facts(f.dup.as_fd()) {
             Ok(facts) => facts,
             Err(tcp::Error::Unsupported { what }) => {
@@ -60,4 +62,18 @@ impl FdKind for TcpSocket {
     fn owner(e: &FileEntry) -> Option<&FownEntry> {
         e.isk.as_ref().map(|r| &r.fown)
     }
+}
+
+fn dump_udp(f: &FdFacts, id: u32, all: &mut Collected) -> Result<FileEntry> {
+    let (mut entry, mut more) = match udp::facts(f.dup.as_fd()) {
+        Ok(facts) => facts,
+        Err(tcp::Error::Unsupported { what }) => {
+            return f.refuse(format!("UDP sockets {what} cannot be carried"), "close it before the checkpoint");
+        }
+        Err(source) => return Err(Error::Socket { id, source }),
+    };
+    (entry.id, entry.flags, entry.fown) = (id, f.flags(), f.owner()?);
+    more.id = id;
+    all.socket_extras.push(more);
+    Ok(FileEntry { r#type: FdTypes::Inetsk as i32, id, isk: Some(entry), ..FileEntry::default() })
 }

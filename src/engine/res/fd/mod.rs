@@ -13,6 +13,7 @@ pub mod sockopts;
 pub mod tcp;
 pub mod tcp_stream;
 pub mod timerfd;
+pub mod udp;
 pub mod unix;
 
 use std::collections::{BTreeMap, HashMap};
@@ -219,7 +220,7 @@ fd_kinds! {
     eventfd::EventFd,
     epoll::Epoll,
     timerfd::TimerFd,
-    inet::TcpSocket,
+    inet::InetSocket,
     unix::UnixSocket,
     signalfd::SignalFd,
 }
