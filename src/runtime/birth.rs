@@ -1,16 +1,14 @@
-//! The birth of a container's init: one clone3(2), and one move through the cgroups.
+//! The birth of a container's init: one clone3(2), and no waiting for cgroups.
 //!
 //! libcontainer by itself forks twice and looks up and moves each process in every hierarchy anew. It does so still for a
 //! container with a user namespace or with network devices, which take a process between; what init does from
 //! there on is libcontainer's in either case.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use libcontainer::container::State;
@@ -26,7 +24,7 @@ use nix::sys::prctl;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::bundle::namespace;
-use super::cgroup::Cgroup;
+use super::cgroup::{Birthplace, Cgroup};
 use super::create::why;
 use super::mounts::Mounts;
 use super::{Error, Result, chain};
@@ -57,26 +55,18 @@ pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Rc<Mounts>>, cg
 
     let (mut to_main, mut from_init) = channel::main_channel().map_err(channel_error)?;
     let (mut to_init, mut from_main) = channel::init_channel().map_err(channel_error)?;
-    let (gate, waiting) = UnixStream::pair().map_err(|e| Error::io("socketpair", e))?;
-    let gate = RefCell::new(Some(gate));
     let init = || {
-        gate.take();
-        let Err(why) = be_born(&mut args, &namespaces, mounts.as_deref(), &waiting)
+        let Err(why) = be_born(&mut args, &birthplace, &namespaces, mounts.as_deref())
             .and_then(|()| become_init(&args, &mut to_main, &mut from_main));
         let _ = to_main.exec_failed(why);
         255
     };
-    let pid = fork::child_in(outside.namespaces, birthplace.as_ref().map(AsFd::as_fd), init)
+    let pid = fork::child_in(outside.namespaces, birthplace.unified.as_ref().map(AsFd::as_fd), init)
         .map_err(|e| Error::Init(format!("fork: {e}")))?
         .as_raw();
     drop(outside);
-    drop(waiting);
     for closed in [to_main.close(), from_main.close()] {
         closed.map_err(channel_error)?;
-    }
-    cgroup.admit(pid, birthplace.is_some())?;
-    if let Some(mut gate) = gate.take() {
-        gate.write_all(b"!").map_err(|e| Error::io("init", e))?;
     }
     if let Some(hooks) = args.spec.hooks() {
         from_init.wait_for_hook_request().map_err(channel_error)?;
@@ -100,28 +90,22 @@ fn channel_error(error: ChannelError) -> Error {
 /// Init's side, up to where libcontainer takes over.
 fn be_born(
     args: &mut ContainerArgs,
+    cgroup: &Birthplace,
     namespaces: &[LinuxNamespace],
     mounts: Option<&Mounts>,
-    gate: &UnixStream,
 ) -> std::result::Result<(), String> {
     let _ = prctl::set_name(c"lmrun:init");
     // The hooks of create that run in here get the pid that they see.
     if let Some(container) = &mut args.container {
         container.state.pid = Some(std::process::id().cast_signed());
     }
-    // The other end closes without a word when lmrun dies before it has put this process into its cgroups.
-    let wait = || (&*gate).read_exact(&mut [0]).map_err(|e| format!("wait for the cgroups: {e}"));
-    let (cgroup, others): (Vec<_>, Vec<_>) = namespaces.iter().partition(|ns| ns.typ() == LinuxNamespaceType::Cgroup);
-    others.iter().try_for_each(|namespace| enter(namespace))?;
-    if !cgroup.is_empty() {
-        wait()?;
-        cgroup.iter().try_for_each(|namespace| enter(namespace))?;
-    }
+    cgroup.enter_version1().map_err(|e| format!("enter the cgroups: {e}"))?;
+    namespaces.iter().try_for_each(enter)?;
     if let Some(mounts) = mounts {
         unshare(CloneFlags::CLONE_NEWNS).map_err(|e| format!("make a mount namespace: {e}"))?;
         mounts.make()?;
     }
-    if cgroup.is_empty() { wait() } else { Ok(()) }
+    Ok(())
 }
 
 /// Makes or joins one of [`TAKEN`].

@@ -2,7 +2,7 @@
 //! stop, kill and remove it. Limits are set by libcgroups while the container is made.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 use std::thread;
@@ -96,28 +96,32 @@ impl Cgroup {
         Ok(Some(Visit { home }))
     }
 
-    /// Makes the cgroup in every hierarchy, with its limits. What is returned is its directory in the unified hierarchy, in
-    /// which a process can be born.
-    pub fn make(&self, id: &str, resources: Option<&LinuxResources>) -> Result<Option<File>> {
+    /// Makes the cgroup in every hierarchy, with its limits.
+    pub fn make(&self, id: &str, resources: Option<&LinuxResources>) -> Result<Birthplace> {
         let hierarchies = hierarchies()?;
-        let mut unified = None;
+        let mut birthplace = Birthplace::default();
         for hierarchy in &hierarchies {
-            let dir = below(&hierarchy.mount, &self.path);
+            let dir = self.below(&hierarchy.mount);
             fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
             if hierarchy.unified {
                 // Beside version 1 controllers there is no use for those that are left.
                 if hierarchies.len() == 1 {
                     hand_down_controllers(&hierarchy.mount, &self.path);
                 }
-                unified = Some(File::open(&dir).map_err(|e| Error::io(&dir, e))?);
-            } else if dir.join("cpuset.cpus").exists() {
-                hand_down_cpus(&hierarchy.mount, &self.path)?;
+                birthplace.unified = Some(File::open(&dir).map_err(|e| Error::io(&dir, e))?);
+            } else {
+                if dir.join("cpuset.cpus").exists() {
+                    hand_down_cpus(&hierarchy.mount, &self.path)?;
+                }
+                let tasks = dir.join("tasks");
+                let file = File::options().write(true).open(&tasks).map_err(|e| Error::io(&tasks, e))?;
+                birthplace.version1.push(file);
             }
         }
         if let Some(resources) = resources {
             self.limit(id, resources)?;
         }
-        Ok(unified)
+        Ok(birthplace)
     }
 
     fn limit(&self, id: &str, resources: &LinuxResources) -> Result<()> {
@@ -126,18 +130,6 @@ impl Cgroup {
         let manager = create_cgroup_manager(self.config(id)).map_err(|e| libcgroups(&e))?;
         manager.apply(&options).map_err(|e| libcgroups(&e))?;
         resources.devices().as_deref().map_or(Ok(()), |rules| self.restrict_devices(rules))
-    }
-
-    /// Puts `pid` into the cgroup, in every hierarchy but the unified one where it is there already. All in one go:
-    /// the first move takes as long as an RCU grace period, those at once behind it nothing.
-    pub fn admit(&self, pid: i32, born_in_unified: bool) -> Result<()> {
-        for (dir, unified) in self.dirs()? {
-            if !(unified && born_in_unified) {
-                let procs = dir.join("cgroup.procs");
-                fs::write(&procs, pid.to_string()).map_err(|e| Error::io(&procs, e))?;
-            }
-        }
-        Ok(())
     }
 
     /// Restricts the use of devices where there is no version 1 controller for it (with which libcgroups
@@ -255,6 +247,23 @@ impl Cgroup {
     pub fn dirs(&self) -> Result<Vec<(PathBuf, bool)>> {
         let hierarchies = hierarchies()?.into_iter();
         Ok(hierarchies.map(|h| (below(&h.mount, &self.path), h.unified)).filter(|(dir, _)| dir.is_dir()).collect())
+    }
+}
+
+/// A cgroup that is ready for its first process.
+#[derive(Debug, Default)]
+pub struct Birthplace {
+    /// Its directory in the unified hierarchy, in which a process can be born.
+    pub unified: Option<File>,
+    /// Its lists of threads in the others.
+    version1: Vec<File>,
+}
+
+impl Birthplace {
+    /// The caller, which has one thread, enters the hierarchies of version 1. A thread that moves itself alone does not wait
+    /// for an RCU grace period (kernel/cgroup/cgroup.c, cgroup_procs_write_start), as any other move does.
+    pub fn enter_version1(&self) -> io::Result<()> {
+        self.version1.iter().try_for_each(|mut tasks| tasks.write_all(b"0"))
     }
 }
 
