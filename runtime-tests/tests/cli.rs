@@ -182,3 +182,52 @@ fn a_limit_without_a_controller_is_refused_by_name() {
     let hybrid = File::open("/sys/fs/cgroup/unified").is_ok() && !controllers.contains("pids");
     assert!(!hybrid || done.err.contains("pids.max"), "{done}");
 }
+
+#[test]
+fn processes_are_listed_for_engines_and_for_people() {
+    let Some(c) = running() else { return };
+    c.perform(c.lmrun().args(["exec", "-d", &c.id, "sleep", "77"])).ok();
+    let ps = |words: &[&str]| c.perform(c.lmrun().arg("ps").args(words)).ok().out;
+    let pids: Vec<i32> = serde_json::from_str(&ps(&["--format", "json", &c.id])).unwrap();
+    assert_eq!(pids, host::processes(&c.id));
+    assert_eq!(pids.len(), 2);
+    let table = ps(&[&c.id]);
+    let rows: Vec<Vec<_>> = table.lines().map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]);
+    assert_eq!((rows[1][0], rows[1][1]), ("root", pids[0].to_string().as_str()));
+    assert!(table.contains("sleep 77"), "{table}");
+    assert_eq!(ps(&[&c.id, "-o", "comm"]), "COMMAND\nsleep\nsleep\n");
+    c.perform(c.lmrun().args(["ps", &c.id, "--frobnicate"])).failed();
+    c.perform(c.lmrun().args(["kill", &c.id, "KILL"])).ok();
+    wait_status(&c, "stopped");
+    assert_eq!(ps(&["-f", "json", &c.id]), "[]\n");
+}
+
+#[test]
+fn events_tell_what_is_used_and_when_memory_runs_out() {
+    let Some(c) = running() else { return };
+    let once = c.perform(c.lmrun().args(["events", "--stats", &c.id])).ok().out;
+    let event: Value = serde_json::from_str(&once).unwrap();
+    assert_eq!((&event["type"], &event["id"]), (&json!("stats"), &json!(c.id)));
+    for member in ["/cpu/usage/total", "/memory/usage/usage", "/memory/usage/limit", "/pids/current"] {
+        assert!(event["data"].pointer(member).and_then(Value::as_u64).is_some_and(|n| n > 0), "{member}: {once}");
+    }
+    let (told, out) = (c.base.join("events"), File::create(c.base.join("events")).unwrap());
+    let mut watching = c.lmrun().args(["events", "--interval", "100ms", &c.id]).stdout(out).spawn().unwrap();
+    let tells = |kind: &str| {
+        let begin = std::time::Instant::now();
+        let kind = format!("\"type\":\"{kind}\"");
+        while !fs::read_to_string(&told).unwrap().contains(&kind) {
+            assert!(begin.elapsed() < Duration::from_secs(20), "no {kind}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    tells("stats");
+    c.perform(c.lmrun().args(["update", "--memory", "24m", "--memory-swap", "24m", &c.id])).ok();
+    c.perform(c.lmrun().args(["exec", &c.id, "dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"])).failed();
+    tells("oom");
+    c.perform(c.lmrun().args(["kill", &c.id, "KILL"])).ok();
+    let end = command::wait(&mut watching, Duration::from_secs(20));
+    assert!(end.is_some_and(|status| status.success()), "it goes on without a container: {end:?}");
+    c.perform(c.lmrun().args(["events", "--stats", &c.id])).failed();
+}

@@ -18,6 +18,7 @@ mod checkpoint;
 mod create;
 mod criu;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod kill;
@@ -26,6 +27,7 @@ mod log;
 mod page_server;
 mod pause;
 mod progress;
+mod ps;
 mod report;
 mod restore;
 mod resume;
@@ -79,12 +81,14 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Create(create::Args),
     Delete(delete::Args),
+    Events(events::Args),
     Exec(exec::Args),
     Features(features::Args),
     Kill(kill::Args),
     List(list::Args),
     PageServer(page_server::Args),
     Pause(pause::Args),
+    Ps(ps::Args),
     Restore(restore::Args),
     Resume(resume::Args),
     Run(run::Args),
@@ -101,12 +105,14 @@ impl Command {
             Command::Checkpoint(args) => args.run(store),
             Command::Create(args) => args.run(store),
             Command::Delete(args) => args.run(store),
+            Command::Events(args) => args.run(store),
             Command::Exec(args) => args.run(store),
             Command::Features(args) => args.run(),
             Command::Kill(args) => args.run(store),
             Command::List(args) => args.run(store),
             Command::PageServer(args) => args.run(),
             Command::Pause(args) => args.run(store),
+            Command::Ps(args) => args.run(store),
             Command::Restore(args) => args.run(store),
             Command::Resume(args) => args.run(store),
             Command::Run(args) => args.run(store),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
-use super::cgroup::Cgroup;
+use super::cgroup_files::CgroupFiles;
 use super::state::{Status, Store};
 use super::{Error, Result, status};
 
@@ -31,8 +31,7 @@ pub fn update(store: &Store, id: &str, resources: &LinuxResources, schemata: &Sc
     if !matches!(status(&state), Status::Created | Status::Running | Status::Paused) {
         return Err(Error::NotRunning);
     }
-    let dirs = Cgroup::at(&state.cgroup).dirs()?.into_iter().map(|(dir, _)| dir).collect();
-    let mut limits = Limits { dirs, before: Vec::new() };
+    let mut limits = Limits { files: CgroupFiles::of(&state.cgroup)?, before: Vec::new() };
     let set = limits.set_all(resources).and_then(|()| set_schemata(id, schemata));
     if set.is_err() {
         limits.take_back();
@@ -42,7 +41,7 @@ pub fn update(store: &Store, id: &str, resources: &LinuxResources, schemata: &Sc
 
 /// The files of a container's cgroups.
 struct Limits {
-    dirs: Vec<PathBuf>,
+    files: CgroupFiles,
     /// What was written over, in order.
     before: Vec<(PathBuf, String)>,
 }
@@ -252,9 +251,8 @@ impl Limits {
         }
     }
 
-    /// The first of these files that the container has.
     fn find(&self, names: &[&str]) -> Option<PathBuf> {
-        names.iter().find_map(|name| self.dirs.iter().map(|dir| dir.join(name)).find(|file| file.exists()))
+        self.files.find(names)
     }
 
     fn set(&mut self, names: &[&str], value: &str) -> Result<()> {
@@ -320,7 +318,7 @@ mod tests {
         for (name, value) in files {
             fs::write(dir.join(name), value).unwrap();
         }
-        Limits { dirs: vec![dir], before: Vec::new() }
+        Limits { files: CgroupFiles { dirs: vec![dir] }, before: Vec::new() }
     }
 
     fn apply(limits: &mut Limits, json: &str) -> Result<()> {
@@ -328,7 +326,7 @@ mod tests {
     }
 
     fn shown(limits: &Limits, name: &str) -> String {
-        fs::read_to_string(limits.dirs[0].join(name)).unwrap()
+        fs::read_to_string(limits.files.dirs[0].join(name)).unwrap()
     }
 
     /// What containerd sends for `docker update --memory 128m`.
@@ -352,7 +350,7 @@ mod tests {
         assert_eq!(shown(&limits, "cpu.shares"), "9");
         limits.take_back();
         assert_eq!(shown(&limits, "memory.limit_in_bytes"), "1");
-        fs::remove_dir_all(&limits.dirs[0]).unwrap();
+        fs::remove_dir_all(&limits.files.dirs[0]).unwrap();
     }
 
     #[test]
@@ -379,7 +377,7 @@ mod tests {
         assert_eq!(smaller.to_string(), "rejecting memory limit 1024 < usage 4096");
         apply(&mut limits, r#"{"memory":{"limit":-1}}"#).unwrap();
         assert_eq!((shown(&limits, "memory.max").as_str(), shown(&limits, "memory.swap.max").as_str()), ("max", "max"));
-        fs::remove_dir_all(&limits.dirs[0]).unwrap();
+        fs::remove_dir_all(&limits.files.dirs[0]).unwrap();
     }
 
     #[test]
