@@ -6,6 +6,7 @@ BINARY  := $(RELEASE)/lmrun
 PREFIX  ?= /usr/local
 BENCH   ?=
 CONFORMANCE ?=
+ENGINES ?=
 TOOLS   := runtime-tests/tools.sh
 # rustup's default place, for a shell that has not read its profile again.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -13,7 +14,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo bench-migrate bench-engine bench-lifecycle test test-conformance unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help demo bench-migrate bench-engine bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -56,13 +57,20 @@ test-conformance: all ## The OCI validation suite, from Debian's source package,
 	cargo build --release --locked -p runtime-tests --bin conformance
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/conformance --suite target/conformance/suite $(CONFORMANCE)
 
+test-engines: all ## Docker, containerd and Podman drive lmrun with real workloads: a table (installs the engines; ENGINES: flags)
+	@$(TOOLS) build test engines
+	LMRUN=$(CURDIR)/$(BINARY) cargo test --locked -p runtime-tests --test engines -- --test-threads=1
+	cargo build --release --locked -p runtime-tests --bin engines
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/engines $(ENGINES)
+
 soak: all tools-test ## kill -9 at 50 random moments of everything, then 20 demos
 	LMRUN=$(CURDIR)/$(BINARY) LMRUN_CRASHES=50 cargo test --locked -p runtime-tests --test crash -- --test-threads=1 --nocapture
 	cargo build --release --locked -p runtime-tests --bin demo
 	for n in $$(seq 20); do LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo || exit 1; done
 
-install: all ## Install to PREFIX (/usr/local)
+install: all ## Install to PREFIX (/usr/local); CRIU=1: answer by the name criu, too, for Podman and CRI-O
 	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/lmrun
+	if [ -n "$(CRIU)" ]; then [ -e $(DESTDIR)$(PREFIX)/bin/criu ] || ln -s lmrun $(DESTDIR)$(PREFIX)/bin/criu; fi
 
 clean: ## Remove what was built
 	cargo clean

@@ -2,6 +2,7 @@
 # tools.sh GROUP...: installs what a group of make targets needs and this machine lacks.
 # For Debian and its kin; elsewhere it says what is missing.
 #   build   a Rust toolchain, a linker, the C library to link statically
+#   engines Docker, containerd, Podman, and nginx, PostgreSQL, a JVM and Python to run in them
 #   test    Redis, busybox, iproute2, nftables, and crit and checkpointctl to read images with
 #   conformance   Go and the libraries that the OCI validation suite is built with, runc to compare with
 set -eu
@@ -89,6 +90,17 @@ for group in "$@"; do
         done
         need_package golang-gocapability-dev
         need_package golang-golang-x-sys-dev
+        install_packages
+        ;;
+    engines)
+        need dockerd docker.io
+        need containerd containerd
+        need podman podman
+        need conmon conmon
+        need nginx nginx-light
+        [ -n "$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null)" ] || need postgres postgresql
+        need java openjdk-17-jdk-headless
+        need python3 python3
         install_packages
         ;;
     test)

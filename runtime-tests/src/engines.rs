@@ -169,12 +169,15 @@ impl Engines {
         rootfs
     }
 
-    /// Makes [`HOST`].
+    /// Makes [`HOST`], with `files` (name, content) at its root.
     #[track_caller]
-    pub fn import_host(&self, engine: Engine) {
+    pub fn import_host(&self, engine: Engine, files: &[(&str, &str)]) {
         let rootfs = self.base.join("host");
         if !rootfs.exists() {
             host(&rootfs).expect("a root file system can be made");
+        }
+        for (name, content) in files {
+            fs::write(rootfs.join(name), content).expect("base is writable");
         }
         self.import(engine, HOST, &rootfs);
     }
@@ -276,7 +279,7 @@ fn busybox(rootfs: &Path) -> std::io::Result<()> {
 
 fn host(rootfs: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    for dir in ["usr", "proc", "sys", "dev", "run", "tmp", "root", "var/tmp", "var/log", "var/lib"] {
+    for dir in ["usr", "proc", "sys", "dev", "run", "tmp", "root", "srv", "var/tmp", "var/log", "var/lib"] {
         fs::create_dir_all(rootfs.join(dir))?;
     }
     for dir in ["tmp", "var/tmp", "var/lib"] {
