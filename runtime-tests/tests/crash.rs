@@ -250,7 +250,7 @@ fn restore() {
     let mut moments = Moments::new();
     let mut usual = Duration::from_millis(150);
     for n in 1..=crashes() {
-        let delay = moments.before(usual);
+        let delay = moments.before(usual.mul_f64(1.2));
         let begin = Instant::now();
         let done = interrupt(&mut c.restore_command(&c.images("final"), true), delay);
         println!("kill {n}: after {delay:?}{}", if done { ", it was done" } else { "" });
