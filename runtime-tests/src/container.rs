@@ -169,14 +169,18 @@ impl Container {
 
     /// A page server that receives into `server/NAME`, ready to be connected to.
     pub fn page_server(&self, name: &str, parent: Option<&str>) -> PageServer {
-        let port = free_port();
-        let dir = self.base.join("server").join(name);
+        let (port, dir) = (free_port(), self.base.join("server").join(name));
         let mut command = self.lmrun();
         command.arg("page-server").arg("--image-path").arg(&dir);
         command.args(["--address", "127.0.0.1", "--port", &port.to_string()]);
         if let Some(parent) = parent {
             command.arg("--parent-path").arg(format!("../{parent}"));
         }
+        self.serve(name, command, port, dir)
+    }
+
+    /// Starts a page server, and waits until it listens.
+    pub fn serve(&self, name: &str, mut command: Command, port: u16, dir: PathBuf) -> PageServer {
         let log = self.base.join(format!("page-server-{name}.err"));
         let err = File::create(&log).expect("base is writable");
         let line = command::line(&command);
