@@ -27,6 +27,7 @@ use super::bundle::namespace;
 use super::cgroup::{Birthplace, Cgroup};
 use super::create::why;
 use super::mounts::Mounts;
+use super::process::note_pid_outside;
 use super::{Error, Result, chain};
 use crate::sys::{fork, netns};
 
@@ -47,7 +48,7 @@ pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Rc<Mounts>>, cg
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let birthplace = cgroup.make(&args.cgroup_config.container_name, resources)?;
     let outside = Outside::leave(&args.spec)?;
-    let (spec, namespaces) = without_namespaces(&args.spec);
+    let (spec, namespaces) = without_namespaces(&args.spec, mounts.is_some());
     args.spec = Rc::new(spec);
     if let Some(mounts) = mounts.clone().filter(|mounts| mounts.has_propagation()) {
         args.executor = Box::new(Propagating { executor: args.executor, mounts });
@@ -95,6 +96,7 @@ fn be_born(
     mounts: Option<&Mounts>,
 ) -> std::result::Result<(), String> {
     let _ = prctl::set_name(c"lmrun:init");
+    note_pid_outside();
     // The hooks of create that run in here get the pid that they see.
     if let Some(container) = &mut args.container {
         container.state.pid = Some(std::process::id().cast_signed());
@@ -233,11 +235,15 @@ fn write_offsets(spec: &Spec) -> Result<()> {
 const TAKEN: [LinuxNamespaceType; 3] =
     [LinuxNamespaceType::Network, LinuxNamespaceType::Ipc, LinuxNamespaceType::Cgroup];
 
-/// The spec for an init that is in these namespaces already, and their entries.
-fn without_namespaces(spec: &Spec) -> (Spec, Vec<LinuxNamespace>) {
+/// The spec for an init that is in these namespaces already, and their entries. A mount namespace that it is in stays,
+/// as one to join: libcontainer changes the root only where there is one, and another new one would take a copy.
+fn without_namespaces(spec: &Spec, in_mounts: bool) -> (Spec, Vec<LinuxNamespace>) {
     let mut spec = spec.clone();
     let mut taken = Vec::new();
     if let Some(namespaces) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) {
+        for mount in namespaces.iter_mut().filter(|ns| in_mounts && ns.typ() == LinuxNamespaceType::Mount) {
+            mount.set_path(Some("/proc/self/ns/mnt".into()));
+        }
         namespaces.retain(|namespace| {
             let take = TAKEN.contains(&namespace.typ());
             taken.extend(take.then(|| namespace.clone()));

@@ -1,5 +1,7 @@
 //! A process by pid and start time: a pid alone may come to mean somebody else.
 
+use std::sync::OnceLock;
+
 use serde::{Deserialize, Serialize};
 
 use crate::sys::proc;
@@ -30,6 +32,19 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         Process::of(self.pid) == Some(*self)
     }
+}
+
+static PID_OUTSIDE: OnceLock<i32> = OnceLock::new();
+
+/// Notes by which pid the caller is known where it came from, as long as that /proc is to be seen.
+pub(super) fn note_pid_outside() {
+    let own = std::fs::read_link("/proc/self").ok().and_then(|link| link.to_str()?.parse().ok());
+    own.map(|pid| PID_OUTSIDE.set(pid));
+}
+
+/// What was [noted](note_pid_outside).
+pub(super) fn pid_outside() -> Option<i32> {
+    PID_OUTSIDE.get().copied()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -26,8 +26,9 @@ use nix::sys::stat::{fstat, stat};
 use nix::unistd::{execve, fchown};
 
 use super::bundle::{Bundle, CapabilitySets};
-use super::seccomp::Filter;
-use super::{chain, passwd};
+use super::process::pid_outside;
+use super::seccomp::{Agent, Filter, Listener};
+use super::{Error, chain, passwd};
 use crate::sys::{keyring, signals};
 
 /// Everything the last steps need, prepared before anything is forked.
@@ -38,6 +39,7 @@ pub struct Workload {
     capabilities: Option<CapabilitySets>,
     no_new_privileges: bool,
     seccomp: Option<Filter>,
+    agent: Option<Agent>,
     hooks: Vec<Hook>,
     hook_state: HookState,
     /// The write end of the start report; closed by a successful execve.
@@ -60,12 +62,17 @@ impl Workload {
     ) -> super::Result<Self> {
         let process = bundle.process()?;
         let hooks = bundle.spec.hooks().as_ref().and_then(|hooks| hooks.start_container().clone());
+        let seccomp = bundle.linux()?.seccomp().as_ref().map(Filter::compile).transpose()?;
+        let listener = seccomp.as_ref().and_then(|filter| filter.listener.as_ref());
+        let connect = |to: &Listener| Agent::connect(to).map_err(|e| Error::io(&to.path, e));
+        let agent = listener.map(connect).transpose()?;
         Ok(Workload {
             args: process.args().clone().unwrap_or_default(),
             env: process.env().clone().unwrap_or_default(),
             capabilities: CapabilitySets::of(bundle)?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
-            seccomp: bundle.linux()?.seccomp().as_ref().map(Filter::compile).transpose()?,
+            seccomp,
+            agent,
             hooks: hooks.unwrap_or_default(),
             hook_state,
             report,
@@ -74,6 +81,11 @@ impl Workload {
             program: RefCell::default(),
             added_env: RefCell::default(),
         })
+    }
+
+    /// What must stay open until the seccomp filter is in.
+    pub fn agent(&self) -> Option<BorrowedFd<'_>> {
+        self.agent.as_ref().map(AsFd::as_fd)
     }
 
     /// Looks for the program in the root directory and as the user that will run it.
@@ -146,7 +158,13 @@ impl Workload {
         let Some(filter) = &self.seccomp else {
             return Ok(());
         };
-        filter.install().map_err(|e| format!("unable to install the seccomp filter: {}", words(e)))
+        let installed = match &self.agent {
+            None => filter.install(),
+            Some(agent) => agent
+                .introduce(&self.hook_state, pid_outside(), || filter.install_with_listener())
+                .map_err(|e| format!("unable to reach the seccomp agent: {e}"))?,
+        };
+        installed.map_err(|e| format!("unable to install the seccomp filter: {}", words(e)))
     }
 
     /// The effective set goes before the permitted one that must contain it, the inheritable set while

@@ -19,6 +19,7 @@ use nix::unistd::{Gid, Uid, getpid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{Process, Spec, User};
 
 use super::super::caller::send_pidfd;
+use super::super::process::note_pid_outside;
 use super::super::workload::{Workload, words};
 use super::door::Door;
 use super::namespaces::Namespaces;
@@ -49,6 +50,7 @@ impl Entry<'_> {
 
     fn enter(&self) -> Result<Infallible, String> {
         let process = self.spec.process().as_ref().ok_or("there is no process")?;
+        note_pid_outside();
         self.door.enter_version1().map_err(|e| format!("join the container's cgroup: {e}"))?;
         setsid().map_err(|e| format!("setsid: {}", words(e)))?;
         attributes::set(self.spec, process)?;
@@ -88,7 +90,11 @@ impl Entry<'_> {
     /// Nothing that was open in lmrun, or where lmrun was called, comes along.
     fn close_others(&self, label: Option<&Label>) -> Result<(), String> {
         let own = [Some(self.report.as_fd()), self.console.as_ref().map(AsFd::as_fd)];
-        let own = own.into_iter().chain([self.pidfd_socket.as_ref().map(AsFd::as_fd), label.map(|l| l.file.as_fd())]);
+        let own = own.into_iter().chain([
+            self.pidfd_socket.as_ref().map(AsFd::as_fd),
+            label.map(|l| l.file.as_fd()),
+            self.workload.agent(),
+        ]);
         let kept: Vec<BorrowedFd<'_>> = own.flatten().chain(self.namespaces.descriptors()).collect();
         fds::close_from_except(3 + self.preserve_fds, &kept).map_err(|e| format!("close descriptors: {}", words(e)))
     }

@@ -10,12 +10,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::libc;
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use nix::unistd::symlinkat;
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount as Configured, Spec};
 
 use super::bundle::{makes_namespace, namespace};
@@ -42,10 +42,14 @@ const BELOW_PROC: &[&str] = &[
     "/proc/sys/crypto/fips_enabled",
 ];
 
+const DEFAULT_DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/urandom", "/dev/random"];
+
 /// All that is to be mounted, prepared before anything is forked.
 #[derive(Debug)]
 pub struct Mounts {
     list: Vec<Prepared>,
+    /// Where libcontainer makes devices, and takes none for its own that it finds.
+    devices: Vec<PathBuf>,
     rootfs: PathBuf,
     propagation: MsFlags,
     own_cgroup_namespace: bool,
@@ -96,8 +100,11 @@ impl Mounts {
         if let (Some(linux), Some(word)) = (spec.linux_mut(), plain) {
             linux.set_rootfs_propagation(Some(word));
         }
+        let devices = spec.linux().as_ref().and_then(|linux| linux.devices().as_ref()).into_iter().flatten();
+        let devices = devices.map(|device| device.path().clone()).chain(DEFAULT_DEVICES.iter().map(PathBuf::from));
         Ok(Some(Mounts {
             list,
+            devices: devices.collect(),
             rootfs: spec.root().as_ref().map(|root| root.path().clone()).unwrap_or_default(),
             propagation,
             own_cgroup_namespace: namespace(spec, LinuxNamespaceType::Cgroup).is_some(),
@@ -121,6 +128,7 @@ impl Mounts {
                 format!("error mounting {source:?} to rootfs at {destination:?}: {e}")
             })?;
         }
+        self.devices.iter().for_each(|device| root.forget_device(device));
         Ok(())
     }
 
@@ -298,6 +306,22 @@ impl Root {
         let parent = self.place(parent)?;
         let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         Ok(openat(&parent, name, flags, Mode::from_bits_truncate(0o644))?)
+    }
+
+    /// Removes a device that an earlier container has left; what else is there stays, and what cannot be removed.
+    fn forget_device(&self, path: &Path) {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return;
+        };
+        let flags = (libc::O_PATH | libc::O_DIRECTORY) as u32;
+        let Ok(parent) = file::open_in(&self.0, parent.as_os_str().as_encoded_bytes(), flags) else {
+            return;
+        };
+        let found = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|stat| matches!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO))
+        {
+            let _ = unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir);
+        }
     }
 
     /// The path of something in the root, as it is seen from there.

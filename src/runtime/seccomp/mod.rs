@@ -9,18 +9,22 @@
 //! does not have are skipped, and foreign architectures are killed. As under runc, a call newer than all
 //! that the profile names does not exist (ENOSYS), so that libraries fall back.
 
+use std::os::fd::OwnedFd;
+
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
 };
 use seccompiler::{BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::{Error, Result};
-use crate::sys::seccomp::{Instruction, MAX_INSTRUCTIONS, install};
+use crate::sys::seccomp::{Instruction, MAX_INSTRUCTIONS, install, install_with_listener};
 
+mod notify;
 mod numbers;
 #[cfg(test)]
 mod tests;
 
+pub use notify::{Agent, Listener};
 use numbers::{Abi, numbers};
 
 // linux/bpf_common.h: class | size or operation | mode or source.
@@ -51,6 +55,8 @@ const RET_ERRNO_ENOSYS: u32 = 0x0005_0000 | nix::libc::ENOSYS as u32;
 pub struct Filter {
     program: Vec<Instruction>,
     flags: u64,
+    /// Who answers where the profile says SCMP_ACT_NOTIFY.
+    pub listener: Option<Listener>,
 }
 
 impl Filter {
@@ -59,10 +65,7 @@ impl Filter {
     pub fn compile(profile: &LinuxSeccomp) -> Result<Self> {
         let rules = profile.syscalls().as_deref().unwrap_or_default();
         let default = profile.default_action().as_u32(profile.default_errno_ret());
-        let all = rules.iter().map(|rule| rule.action()).chain([profile.default_action()]);
-        if all.into_iter().any(|action| action == LinuxSeccompAction::ScmpActNotify) {
-            return Err(Error::Seccomp("SCMP_ACT_NOTIFY is not supported".into()));
-        }
+        let listener = listener(profile, rules)?;
         let given = |arch| profile.architectures().iter().flatten().any(|given| *given == arch);
         let block = |abi, given: bool| {
             if given { calls(abi, default, rules) } else { Ok(vec![ret(RET_KILL_THREAD)]) }
@@ -85,12 +88,36 @@ impl Filter {
                 program.len()
             )));
         }
-        Ok(Filter { program, flags: flags(profile) })
+        let flags = flags(profile, listener.is_some());
+        Ok(Filter { program, flags, listener })
     }
 
     /// Binds the calling thread, which needs no_new_privs or CAP_SYS_ADMIN.
     pub fn install(&self) -> nix::Result<()> {
         install(&self.program, self.flags)
+    }
+
+    /// As [`install`](Self::install), for a filter with a listener: the descriptor is that on which the kernel asks.
+    pub fn install_with_listener(&self) -> nix::Result<OwnedFd> {
+        install_with_listener(&self.program, self.flags)
+    }
+}
+
+/// Where the agent is, if the profile needs one.
+fn listener(profile: &LinuxSeccomp, rules: &[LinuxSyscall]) -> Result<Option<Listener>> {
+    let refused = |why: &str| Err(Error::Seccomp(format!("SCMP_ACT_NOTIFY {why}")));
+    if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
+        return refused("cannot be the default action");
+    }
+    if !rules.iter().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify) {
+        return Ok(None);
+    }
+    match profile.listener_path() {
+        None => refused("needs a listenerPath"),
+        Some(path) => {
+            let metadata = profile.listener_metadata().clone().unwrap_or_default();
+            Ok(Some(Listener { path: path.clone(), metadata }))
+        }
     }
 }
 
@@ -217,18 +244,17 @@ fn test(abi: Abi, args: &[LinuxSeccompArg]) -> Result<Vec<Instruction>> {
 }
 
 /// linux/seccomp.h. Where the profile says nothing, speculation is left to the CPU, as under runc.
-fn flags(profile: &LinuxSeccomp) -> u64 {
+fn flags(profile: &LinuxSeccomp, listens: bool) -> u64 {
     const SPEC_ALLOW: u64 = 1 << 2;
-    let Some(flags) = profile.flags() else {
-        return SPEC_ALLOW;
-    };
     let bit = |flag: &LinuxSeccompFilterFlag| match flag {
         LinuxSeccompFilterFlag::SeccompFilterFlagLog => 1 << 1,
         LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => SPEC_ALLOW,
-        // TSYNC: there is one thread. WAIT_KILLABLE_RECV: means nothing without a listener.
+        // Means nothing, and is refused by the kernel, without a listener.
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listens => 1 << 5,
+        // TSYNC: there is one thread.
         _ => 0,
     };
-    flags.iter().map(bit).fold(0, |all, bit| all | bit)
+    profile.flags().as_ref().map_or(SPEC_ALLOW, |flags| flags.iter().map(bit).fold(0, |all, bit| all | bit))
 }
 
 fn load(offset: u32) -> Instruction {
