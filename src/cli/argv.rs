@@ -2,12 +2,17 @@
 //! (`-no-subreaper`). Here such words get their second dash.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::CommandFactory;
 
 /// The command line with two dashes before every long option that lmrun knows.
 pub fn normalized(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let argv: Vec<OsString> = argv.into_iter().collect();
+    // Nearly always there is no such word, and nothing to look up.
+    if !argv.iter().any(|word| is_candidate(word)) {
+        return argv;
+    }
     let known = long_options();
     let mut literal = false;
     argv.into_iter()
@@ -23,6 +28,11 @@ pub fn normalized(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
             long
         })
         .collect()
+}
+
+/// One dash, and more than one letter.
+fn is_candidate(word: &OsStr) -> bool {
+    matches!(word.as_encoded_bytes(), [b'-', first, _, ..] if *first != b'-')
 }
 
 fn long_options() -> HashSet<String> {

@@ -3,6 +3,7 @@
 //! Each command is `Args` and a `run`; what it prints on success is its own, what it prints on failure is
 //! [`report`]'s.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -122,11 +123,6 @@ impl Command {
             Command::Update(args) => args.run(store),
         }
     }
-
-    /// Whether a process that lmrun has forked becomes or enters a container.
-    fn enters_container(&self) -> bool {
-        matches!(self, Command::Create(_) | Command::Exec(_) | Command::Run(_) | Command::Restore(_))
-    }
 }
 
 /// lmrun, from the command line to the exit code.
@@ -134,12 +130,17 @@ pub fn main() -> ExitCode {
     if criu::is_asked_for(std::env::args_os().next().as_deref()) {
         return criu::main();
     }
+    if enters_container(std::env::args_os())
+        && let Err(failure) = seal()
+    {
+        failure.print();
+        return ExitCode::FAILURE;
+    }
     let cli = match Cli::try_parse_from(argv::normalized(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => return misused(&error),
     };
-    let sealed = if cli.command.enters_container() { seal() } else { Ok(()) };
-    match sealed.and_then(|()| log::start(&cli.global)).and_then(|()| {
+    match log::start(&cli.global).and_then(|()| {
         let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
         cli.command.run(&Store::new(root))
     }) {
@@ -149,6 +150,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+/// Whether a process that lmrun forks may become or enter a container. Asked before the command line is parsed, which would
+/// happen twice otherwise: a container that is called like one of these commands costs an execve(2), and that is all.
+fn enters_container(mut argv: impl Iterator<Item = OsString>) -> bool {
+    argv.any(|word| ["create", "exec", "restore", "run"].iter().any(|command| word == *command))
 }
 
 /// Shows help that was asked for, or what is wrong with the command line: that in runc's words too, where engines look

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -100,7 +101,7 @@ impl Cgroup {
     pub fn make(&self, id: &str, resources: Option<&LinuxResources>) -> Result<Birthplace> {
         let hierarchies = hierarchies()?;
         let mut birthplace = Birthplace::default();
-        for hierarchy in &hierarchies {
+        for hierarchy in hierarchies {
             let dir = self.below(&hierarchy.mount);
             fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
             if hierarchy.unified {
@@ -245,7 +246,7 @@ impl Cgroup {
 
     /// The directories that exist, with whether each is in the unified hierarchy.
     pub fn dirs(&self) -> Result<Vec<(PathBuf, bool)>> {
-        let hierarchies = hierarchies()?.into_iter();
+        let hierarchies = hierarchies()?.iter();
         Ok(hierarchies.map(|h| (below(&h.mount, &self.path), h.unified)).filter(|(dir, _)| dir.is_dir()).collect())
     }
 }
@@ -331,11 +332,15 @@ impl Freezer {
     }
 }
 
-/// The mounted hierarchies, each by its first mount that shows it from its top.
-pub fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let path = "/proc/self/mountinfo";
-    let mountinfo = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    Ok(parse_hierarchies(&mountinfo))
+/// The mounted hierarchies, each by its first mount that shows it from its top. Read once: they stay while lmrun runs.
+pub fn hierarchies() -> Result<&'static [Hierarchy]> {
+    static FOUND: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    if FOUND.get().is_none() {
+        let path = "/proc/self/mountinfo";
+        let mountinfo = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        FOUND.get_or_init(|| parse_hierarchies(&mountinfo));
+    }
+    Ok(FOUND.get().map_or(&[], Vec::as_slice))
 }
 
 /// proc_pid_mountinfo(5): `id parent major:minor root mount options [tags] - type source options`.

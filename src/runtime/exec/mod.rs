@@ -68,17 +68,20 @@ pub struct ExecOptions {
 /// [`Error::WrongStatus`] for a container that is paused or not there to be entered, [`Error::Init`] with what kept
 /// the process from running.
 pub fn exec(store: &Store, id: &str, options: &ExecOptions) -> Result<i32> {
-    let state = store.load(id)?;
+    // A checkpoint or a deletion that is under way ends first, and none begins before the process is in. What waits for
+    // `resume` cannot keep that from coming.
+    let (locked, state) = if options.ignore_paused {
+        (None, store.load(id)?)
+    } else {
+        let locked = store.lock(id)?;
+        let state = locked.load()?;
+        (Some(locked), state)
+    };
     let init = enterable(&state, options.ignore_paused)?;
     caller::check_descriptors(options.preserve_fds)?;
     let bundle = process::bundle(&state.bundle, &options.process)?;
     check_terminal(&bundle, options)?;
     let foreground = Foreground::prepare(Attachment { detach: options.detach, no_subreaper: true, keep: true })?;
-
-    // A checkpoint or a deletion that is under way ends first, and none begins before the process is in. What waits for
-    // `resume` cannot keep that from coming.
-    let locked = if options.ignore_paused { None } else { Some(store.lock(id)?) };
-    enterable(&state, options.ignore_paused)?;
     let (pid, console) = start(&state, init, &bundle, options)?;
     drop(locked);
 
