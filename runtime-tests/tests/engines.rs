@@ -7,6 +7,14 @@ use runtime_tests::needs;
 /// Counts in its log, five times a second.
 const COUNTER: [&str; 3] = ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"];
 
+/// Counts for as long as it has its terminal, of the size that it was given.
+const ON_TERMINAL: [&str; 3] = [
+    "sh",
+    "-c",
+    "stty rows 7 cols 77; exec 9</dev/tty; i=0; \
+     while test \"$(stty size)$(stty size <&9)\" = '7 777 77'; do i=$((i+1)); echo $i; sleep 0.2; done",
+];
+
 fn with(engine: Engine, name: &str) -> Option<Engines> {
     if !needs::root() || !engine.is_installed() {
         return None;
@@ -63,6 +71,15 @@ fn docker() {
     engines.ok(engine, &["start", "--checkpoint", "second", "counter"]);
     goes_on(&engines, engine, "counter", before);
     engines.ok(engine, &["rm", "--force", "counter"]);
+
+    let run = ["run", "--detach", "--tty", "--interactive", "--network", "none", "--name", "shell", BUSYBOX];
+    engines.ok(engine, &run.into_iter().chain(ON_TERMINAL).collect::<Vec<_>>());
+    goes_on(&engines, engine, "shell", 2);
+    engines.ok(engine, &["checkpoint", "create", "shell", "first"]);
+    let before = engines.ok(engine, &["logs", "shell"]).lines().count();
+    engines.ok(engine, &["start", "--checkpoint", "first", "shell"]);
+    goes_on(&engines, engine, "shell", before);
+    engines.ok(engine, &["rm", "--force", "shell"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use libc::{c_int, pid_t};
 
 use super::freeze::{Frozen, Task};
-use super::res::fd::{self, Collected, FdFacts, ghost, lock, pipe, unix};
+use super::res::fd::{self, Collected, FdFacts, ghost, lock, pipe, tty, unix};
 use super::res::mm;
 use super::res::sysv;
 use super::res::task::{creds, regs, sched, seccomp, signals, thread, timers};
@@ -68,6 +68,7 @@ impl Files {
             socket_queues: Vec::new(),
             locks: lock::Seen::default(),
             ghosts: ghost::Found::default(),
+            terminal: None,
             socket_extras: Vec::new(),
             pipes: BTreeMap::new(),
             unix: unix::Seen::of(init),
@@ -200,6 +201,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
     let root_ids = processes.first().and_then(|p| p.alive.as_ref()).map(|a| a.ids.clone());
     let tasks = processes.iter().filter_map(|p| p.alive.as_ref()).map(|a| a.extra.clone()).collect();
     let sockets = std::mem::take(&mut files.all.socket_extras);
+    let terminals = files.all.terminal.take().map(|t| tty::info(&t, &inside)).transpose()?.into_iter().collect();
     let locks = std::mem::take(&mut files.all.locks.records);
     let tree = Tree {
         inventory: InventoryEntry {
@@ -219,6 +221,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
         streams: BTreeMap::new(),
         seccomp,
         locks,
+        terminals,
         sysv,
         time: clocks(subject.init)?,
         uts: uts(subject.init)?,

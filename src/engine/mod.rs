@@ -26,7 +26,6 @@ pub use plan::{Plan, plan};
 pub use rebuild::RestoreReport;
 pub use track::{can_track, pre_dump};
 
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -96,8 +95,6 @@ pub struct RestoreRequest {
     /// Where `stats-restore` and `restore.log` go.
     pub work: PathBuf,
     pub tcp_established: bool,
-    /// The files that replace those in [`Subject::external`]: the dumped link and the new file.
-    pub external: Vec<(String, OwnedFd)>,
 }
 
 /// The container's init before it is anybody: a task that runs no program, holds nothing open but its

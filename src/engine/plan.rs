@@ -50,7 +50,6 @@ pub fn plan(req: RestoreRequest) -> Result<Plan> {
         return Err(bad(format!("holds {} established TCP connections; use --tcp-established", tree.streams.len())));
     }
     let births = births(&tree.processes).map_err(&bad)?;
-    let external = external(&tree, req.external);
     let mut pages = BTreeMap::new();
     for (pid, alive) in tree.processes.iter().filter_map(|p| Some((p.entry.pid, p.alive.as_ref()?))) {
         let of = PagesOf::Task(pid);
@@ -73,10 +72,15 @@ pub fn plan(req: RestoreRequest) -> Result<Plan> {
     let stage = Stage::find(taken.collect());
     let ghosts = Ghosts::read(&dir)?;
     let tmpfs = dir.file_if_there(tmpfs::ARCHIVE)?;
-    Ok(Plan { births, stage, pages, external, ghosts, tmpfs, work: req.work, tree })
+    Ok(Plan { births, stage, pages, external: HashMap::new(), ghosts, tmpfs, work: req.work, tree })
 }
 
 impl Plan {
+    /// Names the files that replace those in [`Subject::external`](super::Subject): the dumped link and the new file.
+    pub fn replace(&mut self, external: Vec<(String, OwnedFd)>) {
+        self.external = really_external(&self.tree, external);
+    }
+
     /// What the clocks of the container's time namespace must be ahead of ours to go on where they were.
     pub fn clock_offsets(&self) -> ClockOffsets {
         let ahead = |dumped: &crate::image::records::ns::Timespec, now: i128| {
@@ -92,7 +96,7 @@ impl Plan {
 
 /// Keeps what really comes from outside: a pipe or a pair of sockets with both ends inside is the container's own, even
 /// when init has one of them as a standard stream.
-fn external(tree: &Tree, given: Vec<(String, OwnedFd)>) -> HashMap<Vec<u8>, OwnedFd> {
+fn really_external(tree: &Tree, given: Vec<(String, OwnedFd)>) -> HashMap<Vec<u8>, OwnedFd> {
     let mut ends: HashMap<Vec<u8>, BTreeSet<u32>> = HashMap::new();
     for p in tree.files.iter().filter_map(|f| f.pipe.as_ref()) {
         ends.entry(format!("pipe:[{}]", p.pipe_id).into_bytes()).or_default().insert(p.flags & libc::O_ACCMODE as u32);

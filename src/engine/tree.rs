@@ -13,6 +13,7 @@ use crate::image::records::mm::MmEntry;
 use crate::image::records::ns::{IpcShmEntry, TimensEntry, UtsnsEntry};
 use crate::image::records::sockets::{SkPacketEntry, TcpStreamEntry};
 use crate::image::records::task::{FsEntry, SeccompEntry};
+use crate::image::records::tty::TtyInfoEntry;
 
 /// One process. A zombie has its first core alone.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,6 +58,8 @@ pub struct Tree {
     pub seccomp: SeccompEntry,
     /// File locks.
     pub locks: Vec<FileLockEntry>,
+    /// The terminal that the container was given.
+    pub terminals: Vec<TtyInfoEntry>,
     /// System V shared memory.
     pub sysv: Vec<IpcShmEntry>,
     pub time: TimensEntry,
@@ -88,6 +91,9 @@ impl Tree {
         w.write(&format::SECCOMP, 0, std::slice::from_ref(&self.seccomp))?;
         if !self.locks.is_empty() {
             w.write(&format::FILELOCKS, 0, &self.locks)?;
+        }
+        if !self.terminals.is_empty() {
+            w.write(&format::TTY_INFO, 0, &self.terminals)?;
         }
         if !self.sysv.is_empty() {
             w.write(&format::IPC_SHM, ns(ids.and_then(|i| i.ipc_ns_id)), &self.sysv)?;
@@ -138,6 +144,7 @@ impl Tree {
             streams,
             seccomp: dir.read_one(&format::SECCOMP, 0)?,
             locks: if dir.exists(&format::FILELOCKS, 0)? { dir.read_all(&format::FILELOCKS, 0)? } else { Vec::new() },
+            terminals: if dir.exists(&format::TTY_INFO, 0)? { dir.read_all(&format::TTY_INFO, 0)? } else { Vec::new() },
             sysv: {
                 let id = ids.ipc_ns_id.unwrap_or(0).into();
                 if dir.exists(&format::IPC_SHM, id)? { dir.read_all(&format::IPC_SHM, id)? } else { Vec::new() }

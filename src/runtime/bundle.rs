@@ -106,7 +106,6 @@ impl Bundle {
         process.set_rlimits(None);
         process.set_apparmor_profile(None);
         process.set_selinux_label(None);
-        process.set_terminal(None);
         process.set_scheduler(None);
         process.set_oom_score_adj(None);
         process.set_cwd("/".into());

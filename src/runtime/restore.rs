@@ -17,10 +17,10 @@ use super::bundle::Bundle;
 use super::checkpoint::{absolute, made, write_log};
 use super::create::{CreateOptions, HalfMade};
 use super::puppet::PuppetExecutor;
-use super::run::{Attachment, Foreground};
+use super::run::{Attachment, Foreground, own_console};
 use super::settings::Settings;
 use super::state::{Status, Store};
-use super::streams::{self, Source};
+use super::streams;
 use super::{Error, Result, start};
 use crate::engine::{self, Plan, Puppet, RestoreRequest};
 use crate::sys::pidfd::PidFd;
@@ -55,13 +55,17 @@ pub fn restore(store: &Store, id: &str, options: &RestoreOptions) -> Result<i32>
     let work = made(options.work.as_deref().unwrap_or(&images))?;
     let tcp_established = options.tcp_established || settings.tcp_established;
     let restored = (|| {
-        let plan = plan(&bundle, &images, &work, tcp_established, &streams::own)?;
-        let signals = Foreground::prepare(options.attachment)?;
+        let plan = plan(&bundle, &images, &work, tcp_established)?;
+        let mut signals = Foreground::prepare(options.attachment)?;
         let mut container = HalfMade::begin(store, id, &bundle)?;
-        let control = raise_puppet(&mut container, &bundle, &plan, &options.create)?;
-        start::go(container.dir())?;
+        let mut create = options.create.clone();
+        let socket = own_console(&bundle, &mut create, options.attachment, container.dir())?;
+        let control = raise_puppet(&mut container, &bundle, &plan, &create)?;
+        if let Some(signals) = &mut signals {
+            signals.join(socket)?;
+        }
         let init = container.state().init.ok_or(Error::PuppetLost)?;
-        rebuild(plan, init.pid, control, &work)?;
+        rebuild(plan, &images, container.dir(), init.pid, control, &work)?;
         let init = container.finish(Status::Running, options.create.pid_file.as_deref())?;
         Ok((signals, init))
     })();
@@ -79,11 +83,8 @@ pub(super) fn prepare(
     images: PathBuf,
     options: &CreateOptions,
 ) -> Result<()> {
-    if options.console_socket.is_some() {
-        return Err(Error::Terminal("cannot restore a container that has a terminal"));
-    }
     // Planned again by `start`: here it tells the clocks, and what is wrong while the caller listens.
-    let plan = plan(bundle, &images, container.dir(), true, &streams::own)?;
+    let plan = plan(bundle, &images, container.dir(), true)?;
     let control = raise_puppet(container, bundle, &plan, options)?;
     container.restores(Pending { images, control: control.as_raw_fd() });
     Ok(())
@@ -92,30 +93,18 @@ pub(super) fn prepare(
 /// The second half: `init`, which waits in libcontainer's last step, becomes the checkpoint's.
 pub(super) fn complete(dir: &Path, init: i32, pending: &Pending) -> Result<()> {
     let waiting = PidFd::open(init).map_err(|e| Error::io("init", e))?;
-    let take = |fd| waiting.get(fd).map_err(|e| Error::io(format!("descriptor {fd} of init"), e));
-    // The standard streams of the container are init's, not ours.
-    let request = RestoreRequest {
-        work: dir.to_owned(),
-        tcp_established: true,
-        external: streams::replaced(&pending.images, &|fd| waiting.get(fd))?,
-        images: pending.images.clone(),
-    };
+    let control = waiting.get(pending.control).map_err(|e| Error::io("the puppet's socket", e))?;
+    let images = pending.images.clone();
+    let request = RestoreRequest { work: dir.to_owned(), tcp_established: true, images };
     let plan = engine::plan(request).map_err(Error::Engine)?;
-    let control = UnixStream::from(take(pending.control)?);
-    start::go(dir)?;
-    rebuild(plan, init, control, dir)
+    rebuild(plan, &pending.images, dir, init, control.into(), dir)
 }
 
-fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool, stream: Source<'_>) -> Result<Plan> {
+fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool) -> Result<Plan> {
     if !bundle.makes_namespace(LinuxNamespaceType::Pid) {
         return Err(Error::NoPidNamespace);
     }
-    let request = RestoreRequest {
-        work: work.to_owned(),
-        tcp_established,
-        external: streams::replaced(images, stream)?,
-        images: images.to_owned(),
-    };
+    let request = RestoreRequest { work: work.to_owned(), tcp_established, images: images.to_owned() };
     engine::plan(request).map_err(Error::Engine)
 }
 
@@ -124,14 +113,19 @@ fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool, stre
 fn raise_puppet(container: &mut HalfMade, bundle: &Bundle, plan: &Plan, options: &CreateOptions) -> Result<UnixStream> {
     let (executor, control) =
         PuppetExecutor::new(container.keyring(options)).map_err(|e| Error::io("socketpair", e))?;
-    // The terminal is the dumped tasks' affair, and so are descriptors handed down.
-    let options = CreateOptions { console_socket: None, preserve_fds: 0, ..options.clone() };
+    // Descriptors handed down are the dumped tasks' affair.
+    let options = CreateOptions { preserve_fds: 0, ..options.clone() };
     container.build(bundle.spec_for_puppet(plan.clock_offsets())?, Box::new(executor.clone()), &options)?;
     executor.release();
     Ok(control)
 }
 
-fn rebuild(plan: Plan, init: i32, mut control: UnixStream, work: &Path) -> Result<()> {
+/// Starts the puppet and makes it what was dumped. The container's directory is `dir`.
+fn rebuild(mut plan: Plan, images: &Path, dir: &Path, init: i32, mut control: UnixStream, work: &Path) -> Result<()> {
+    // The standard streams of the container are those of its init, which may be a terminal that was made for it.
+    let waiting = PidFd::open(init).map_err(|e| Error::io("init", e))?;
+    plan.replace(streams::replaced(images, &|fd| waiting.get(fd))?);
+    start::go(dir)?;
     wait_ready(&mut control)?;
     let report = plan.rebuild(Puppet { pid: init, control }).map_err(Error::Engine)?;
     for missed in &report.missed {

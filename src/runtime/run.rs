@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -35,19 +36,12 @@ pub struct Attachment {
 pub fn run(store: &Store, id: &str, options: &CreateOptions, attachment: Attachment) -> Result<i32> {
     let bundle = Bundle::load(&options.bundle)?;
     let mut options = options.clone();
-    let own_terminal = !attachment.detach && bundle.terminal() && options.console_socket.is_none();
-    if !own_terminal {
-        check_terminal(&bundle, &options)?;
-    }
     let mut foreground = Foreground::prepare(attachment)?;
     let mut container = HalfMade::begin(store, id, &bundle)?;
-    let socket = own_terminal.then(|| ConsoleSocket::listen(container.dir())).transpose()?;
-    if let Some(socket) = &socket {
-        options.console_socket = Some(socket.path().to_owned());
-    }
+    let socket = own_console(&bundle, &mut options, attachment, container.dir())?;
     container.build_workload(&bundle, &options)?;
     if let Some(foreground) = &mut foreground {
-        foreground.console = socket.map(ConsoleSocket::accept).transpose()?;
+        foreground.join(socket)?;
     }
     let init = container.finish(Status::Created, options.pid_file.as_deref())?;
 
@@ -59,6 +53,25 @@ pub fn run(store: &Store, id: &str, options: &CreateOptions, attachment: Attachm
     }
     drop(locked);
     foreground.map_or(Ok(0), |foreground| foreground.stay_with(store, id, init))
+}
+
+/// Listens for the container's terminal ourselves, where it has one and nobody else is named to get it.
+///
+/// # Errors
+/// [`Error::Terminal`]: there is nobody to get it.
+pub(super) fn own_console(
+    bundle: &Bundle,
+    options: &mut CreateOptions,
+    attachment: Attachment,
+    dir: &Path,
+) -> Result<Option<ConsoleSocket>> {
+    if attachment.detach || !bundle.terminal() || options.console_socket.is_some() {
+        check_terminal(bundle, options)?;
+        return Ok(None);
+    }
+    let socket = ConsoleSocket::listen(dir)?;
+    options.console_socket = Some(socket.path().to_owned());
+    Ok(Some(socket))
 }
 
 /// All signals, taken instead of acted upon, and the container's terminal if that is ours.
@@ -98,6 +111,12 @@ impl Foreground {
             Ok(()) | Err(Error::NotFound) => Ok(code),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes the container's terminal, once it is built.
+    pub fn join(&mut self, socket: Option<ConsoleSocket>) -> Result<()> {
+        self.console = socket.map(ConsoleSocket::accept).transpose()?;
+        Ok(())
     }
 
     /// Forwards every signal to child `pid`, reaps every child, and gives the exit code of that one.

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -21,8 +21,8 @@ pub const FILE: &str = "descriptors.json";
 pub struct Stream {
     /// As `/proc/PID/fd/N` shows it.
     pub link: String,
-    /// Pipes and sockets have an other end that is not the container's to restore; a file comes from outside when its
-    /// mount is not one of the container's.
+    /// Pipes, sockets and terminals have an other end that is not the container's to restore; a file comes from outside
+    /// when its mount is not one of the container's.
     pub from_outside: bool,
 }
 
@@ -38,6 +38,7 @@ pub fn of(pid: i32) -> Result<Vec<Stream>> {
         let fdinfo = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
         let mount = fdinfo.lines().find_map(|line| line.strip_prefix("mnt_id:")).map(str::trim);
         let inside = mount.is_some_and(|mount| mounts.lines().any(|line| line.split(' ').next() == Some(mount)));
+        let inside = inside && !link.starts_with("/dev/pts/");
         streams.push(Stream { link: link.to_string_lossy().into_owned(), from_outside: !inside });
     }
     Ok(streams)
@@ -51,15 +52,6 @@ pub fn links(streams: &[Stream]) -> Vec<u8> {
 
 /// What gives standard stream 0, 1 or 2 of a new container.
 pub type Source<'a> = &'a dyn Fn(i32) -> io::Result<OwnedFd>;
-
-/// Our own.
-pub fn own(fd: i32) -> io::Result<OwnedFd> {
-    match fd {
-        0 => io::stdin().as_fd().try_clone_to_owned(),
-        1 => io::stdout().as_fd().try_clone_to_owned(),
-        _ => io::stderr().as_fd().try_clone_to_owned(),
-    }
-}
 
 /// What takes the place of the streams that the dumped init had from outside. A path is not taken for one of the host's
 /// where the container has a file of that name (/dev/null).

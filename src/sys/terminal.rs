@@ -46,3 +46,44 @@ pub fn make_controlling(terminal: impl AsFd) -> nix::Result<()> {
     // SAFETY: takes a number: 0 steals the terminal from nobody.
     Errno::result(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
 }
+
+/// `struct termios2` (include/uapi/asm-generic/termbits.h).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Modes {
+    pub input: u32,
+    pub output: u32,
+    pub control: u32,
+    pub local: u32,
+    pub line: u8,
+    pub characters: [u8; 19],
+    pub input_speed: u32,
+    pub output_speed: u32,
+}
+
+const _: () = assert!(size_of::<Modes>() == 44);
+const TCGETS2: libc::c_ulong = 0x802c_542a;
+const TCSETS2: libc::c_ulong = 0x402c_542b;
+
+/// How a terminal is set.
+pub fn modes(terminal: impl AsFd) -> nix::Result<Modes> {
+    let mut modes = Modes::default();
+    // SAFETY: the kernel writes one struct termios2 into ours, which is live and exclusive.
+    Errno::result(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), TCGETS2 as _, &raw mut modes) })?;
+    Ok(modes)
+}
+
+/// Sets a terminal.
+pub fn set_modes(terminal: impl AsFd, modes: &Modes) -> nix::Result<()> {
+    // SAFETY: the kernel reads one struct termios2.
+    Errno::result(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), TCSETS2 as _, std::ptr::from_ref(modes)) })
+        .map(drop)
+}
+
+/// Rows and columns.
+pub fn size(terminal: impl AsFd) -> nix::Result<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel writes one winsize into ours, which is live and exclusive.
+    Errno::result(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok((size.ws_row, size.ws_col))
+}

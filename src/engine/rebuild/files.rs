@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 
 use super::{Built, Site, built};
 use crate::engine::collect::Remote;
-use crate::engine::res::fd::{self, lock};
+use crate::engine::res::fd::{self, lock, tty};
 use crate::engine::tree::Alive;
 use crate::engine::{Error, Result};
+use crate::image::records::files::FdTypes;
 use crate::sys::fdpass;
 use crate::tracee::batch::Arg;
 
@@ -131,6 +132,14 @@ pub fn link(site: &mut Site, built: &mut Built, pid: u32, alive: &Alive) -> Resu
         if let Some(entry) = site.plan.tree.files.iter().find(|e| e.id == f.id) {
             let mut b = built.main.batch();
             fd::link(entry, f.fd as i32, &mut b);
+            built.main.run(&built.memory, &mut b)?;
+        }
+    }
+    for terminal in &site.plan.tree.terminals {
+        // Only who has it can say who is in its foreground; init has had it from the beginning.
+        if let (1, Some(fd)) = (pid, alive.fds.iter().find(|f| f.r#type == FdTypes::Tty as i32)) {
+            let mut b = built.main.batch();
+            tty::bring_forward(terminal, fd.fd as i32, &mut b);
             built.main.run(&built.memory, &mut b)?;
         }
     }

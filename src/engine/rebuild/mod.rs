@@ -91,6 +91,7 @@ impl Plan {
             root: root.into(),
             external: std::mem::take(&mut self.external),
             ghosts: std::mem::take(&mut self.ghosts),
+            terminals: self.tree.terminals.clone(),
             pipe_data: std::mem::take(&mut self.tree.pipe_data),
             elapsed: (clock::realtime() as u64).saturating_sub(then),
             network: Revival::prepare(first.pid, &mut self.tree)?,

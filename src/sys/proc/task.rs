@@ -52,6 +52,10 @@ impl Status {
 pub struct Stat {
     pub state: char,
     pub ppid: pid_t,
+    /// The controlling terminal: minor in bits 31 to 20 and 7 to 0, major in 15 to 8; 0 for none.
+    pub terminal: u32,
+    /// The terminal's foreground process group, -1 for none.
+    pub foreground: pid_t,
     pub flags: u32,
     /// In clock ticks since boot.
     pub start_time: u64,
@@ -81,6 +85,8 @@ pub fn stat(pid: pid_t) -> io::Result<Stat> {
     Ok(Stat {
         state: field(3)?.chars().next().unwrap_or('?'),
         ppid: number(4)? as pid_t,
+        terminal: field(7)?.parse::<i32>().map_err(|_| malformed("stat: field 7"))?.cast_unsigned(),
+        foreground: field(8)?.parse().map_err(|_| malformed("stat: field 8"))?,
         flags: number(9)? as u32,
         start_time: number(22)?,
         start_code: number(26)?,

@@ -13,6 +13,7 @@ pub mod sockopts;
 pub mod tcp;
 pub mod tcp_stream;
 pub mod timerfd;
+pub mod tty;
 pub mod udp;
 pub mod unix;
 
@@ -27,6 +28,7 @@ use crate::engine::{Error, Result, Why};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry, PipeDataEntry};
 use crate::image::records::lmrun::LmrunSocket;
 use crate::image::records::sockets::SkPacketEntry;
+use crate::image::records::tty::TtyInfoEntry;
 use crate::sys::file::{self, FileStat};
 use crate::sys::pidfd::PidFd;
 use crate::sys::proc::{self, FdInfo};
@@ -102,6 +104,7 @@ pub struct Collected {
     pub socket_queues: Vec<(SkPacketEntry, Vec<u8>)>,
     pub locks: lock::Seen,
     pub ghosts: ghost::Found,
+    pub terminal: Option<tty::Seen>,
     pub socket_extras: Vec<LmrunSocket>,
     pub(crate) pipes: BTreeMap<u32, pipe::Seen>,
     pub(crate) unix: unix::Seen,
@@ -115,6 +118,7 @@ pub struct Workshop {
     /// Files from outside, by the link that they had.
     pub external: HashMap<Vec<u8>, OwnedFd>,
     pub ghosts: ghost::Ghosts,
+    pub terminals: Vec<TtyInfoEntry>,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub network: Revival,
     /// Host pids of the container's processes, by their pids in it.
@@ -223,6 +227,7 @@ fd_kinds! {
     inet::InetSocket,
     unix::UnixSocket,
     signalfd::SignalFd,
+    tty::Tty,
 }
 
 impl Workshop {
