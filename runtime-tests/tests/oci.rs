@@ -311,6 +311,18 @@ fn attacks_that_are_known() {
     let done = run(&c);
     assert!(!done.out.contains("prey"), "{done}");
 
+    // The image's /dev is a link to a directory of the host.
+    let Some(c) = shell("true", |config, bundle| {
+        config["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] == "/proc");
+        let dev = bundle.join("rootfs/dev");
+        fs::remove_dir(&dev).unwrap();
+        symlink(volume(bundle, "hosts", ""), dev).unwrap();
+    }) else {
+        return;
+    };
+    run(&c).failed();
+    assert_eq!(fs::read_dir(c.bundle().join("hosts")).unwrap().count(), 1, "nothing was made there");
+
     for cwd in ["/proc/self/fd/7", "/proc/self/fd/8", "/proc/self/fd/9"] {
         let Some(c) = shell("ls ../../../etc/hostname", |config, _| config["process"]["cwd"] = json!(cwd)) else {
             return;

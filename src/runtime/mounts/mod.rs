@@ -44,6 +44,8 @@ const BELOW_PROC: &[&str] = &[
 
 const DEFAULT_DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/tty", "/dev/urandom", "/dev/random"];
 
+const DEV_LINKS: &[&str] = &["/dev/fd", "/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/kcore"];
+
 /// All that is to be mounted, prepared before anything is forked.
 #[derive(Debug)]
 pub struct Mounts {
@@ -128,7 +130,13 @@ impl Mounts {
                 format!("error mounting {source:?} to rootfs at {destination:?}: {e}")
             })?;
         }
-        self.devices.iter().for_each(|device| root.forget_device(device));
+        // libcontainer fills it by a path that a link would lead anywhere.
+        let dev = root.place(Path::new("/dev")).and_then(|dev| root.name_of(&dev));
+        if dev.map_err(|e| format!("make /dev: {e}"))? != Path::new("/dev") {
+            return Err("/dev must be an ordinary directory".into());
+        }
+        self.devices.iter().for_each(|device| root.forget(device, &[libc::S_IFCHR, libc::S_IFBLK, libc::S_IFIFO]));
+        DEV_LINKS.iter().for_each(|link| root.forget(Path::new(link), &[libc::S_IFLNK]));
         Ok(())
     }
 
@@ -308,8 +316,8 @@ impl Root {
         Ok(openat(&parent, name, flags, Mode::from_bits_truncate(0o644))?)
     }
 
-    /// Removes a device that an earlier container has left; what else is there stays, and what cannot be removed.
-    fn forget_device(&self, path: &Path) {
+    /// Removes what an earlier container has left, if it is of one of these kinds; what cannot be removed stays.
+    fn forget(&self, path: &Path, kinds: &[u32]) {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return;
         };
@@ -318,8 +326,7 @@ impl Root {
             return;
         };
         let found = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW);
-        if found.is_ok_and(|stat| matches!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO))
-        {
+        if found.is_ok_and(|stat| kinds.contains(&(stat.st_mode & libc::S_IFMT))) {
             let _ = unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir);
         }
     }
