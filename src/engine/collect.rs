@@ -232,22 +232,13 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
 fn pstree_entry(task: &Task, inside: &HashMap<pid_t, u32>) -> Result<PstreeEntry> {
     let status = proc::status(task.pid).map_err(|e| Error::proc(task.pid, e))?;
     let id = |field| status.innermost(field).map_err(|e| Error::proc(task.pid, e));
-    let threads: Result<Vec<u32>> = task
-        .threads
-        .iter()
-        .map(|t| proc::status(t.tid).and_then(|s| s.innermost("NSpid")).map_err(|e| Error::proc(t.tid, e)))
-        .collect();
     let pid = inside[&task.pid];
-    let mut threads = threads?;
-    if threads.is_empty() {
-        threads.push(pid);
-    }
     Ok(PstreeEntry {
         pid,
         ppid: task.parent.and_then(|p| inside.get(&p)).copied().unwrap_or(0),
         pgid: id("NSpgid")?,
         sid: id("NSsid")?,
-        threads,
+        threads: vec![pid],
     })
 }
 
@@ -279,15 +270,10 @@ struct Outside {
     signalled: bool,
 }
 
-fn outside(
-    t: &Thread,
-    tid: u32,
-    shared: &SignalQueueEntry,
-    memory: &Memory,
-    all: &mut SeccompEntry,
-) -> Result<Outside> {
+fn outside(t: &Thread, shared: &SignalQueueEntry, memory: &Memory, all: &mut SeccompEntry) -> Result<Outside> {
     let status = proc::status(t.tid).map_err(|e| Error::proc(t.tid, e))?;
     let mut core = ThreadCoreEntry { blk_sigset: Some(t.mask), ..ThreadCoreEntry::default() };
+    let tid = status.innermost("NSpid").map_err(|e| Error::proc(t.tid, e))?;
     let mut extra = LmrunThread { tid, ..LmrunThread::default() };
     let abort = thread::collect(t, memory, &mut core)?;
     sched::collect(t.tid, &mut core, &mut extra)?;
@@ -324,7 +310,7 @@ fn ask_thread(b: &mut Batch) -> AskedThread {
 
 fn process(
     task: &Task,
-    entry: PstreeEntry,
+    mut entry: PstreeEntry,
     number: u32,
     files: &mut Files,
     filters: &mut SeccompEntry,
@@ -335,9 +321,10 @@ fn process(
     let vmas = proc::smaps(pid).map_err(io)?;
     let shared_pending = signals::collect_pending(pid, true)?;
     let mut known = Vec::new();
-    for (t, tid) in task.threads.iter().zip(&entry.threads) {
-        known.push(outside(t, *tid, &shared_pending, &memory, filters)?);
+    for t in &task.threads {
+        known.push(outside(t, &shared_pending, &memory, filters)?);
     }
+    entry.threads = known.iter().map(|o| o.extra.tid).collect();
     let guards = mm::guard_regions(pid, &vmas)?;
     let (fds, fs) = open_files(pid, entry.pid, files)?;
 

@@ -377,7 +377,7 @@ impl<'a> Process<'a> {
             return run_singly(loan, memory, batch);
         };
         let last = (libc::SYS_tgkill, [pid as u64, tid as u64, signal as u64]);
-        let last = batch.store(tid, memory, Some(in_task(pid, tid, last)?))?;
+        let last = batch.store(tid, memory, Some(in_task(tid, last)?))?;
         let (table, len) = (batch.table(), batch.len() as u64);
         loan.point(text, |r| (r.rbx, r.r12, r.r13, r.r14, r.r15) = (table, len, table, back, last))?;
         loop {
@@ -404,9 +404,10 @@ impl<'a> Process<'a> {
 }
 
 /// tgkill's numbers are those of the task's own pid namespace.
-fn in_task(pid: pid_t, tid: pid_t, (nr, mut args): (c_long, [u64; 3])) -> Result<(c_long, [u64; 3])> {
-    let of = |t, field| proc::status(t).and_then(|s| s.innermost(field)).at(t, "read /proc/PID/status");
-    (args[0], args[1]) = (of(pid, "NStgid")? as u64, of(tid, "NSpid")? as u64);
+fn in_task(tid: pid_t, (nr, mut args): (c_long, [u64; 3])) -> Result<(c_long, [u64; 3])> {
+    let status = proc::status(tid).at(tid, "read /proc/PID/status")?;
+    let own = |field| status.innermost(field).at(tid, "read /proc/PID/status");
+    (args[0], args[1]) = (own("NStgid")?.into(), own("NSpid")?.into());
     Ok((nr, args))
 }
 

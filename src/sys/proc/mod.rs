@@ -7,14 +7,23 @@ pub use maps::{Vma, maps, smaps};
 pub use task::{FdInfo, Limit, Stat, Status, Timer, fd_info, limits, stat, status, timers};
 
 use std::ffi::OsString;
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
 use libc::pid_t;
 
 pub(super) fn malformed(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("cannot parse {what}"))
+}
+
+/// A file as a whole, in as few calls as it takes: each makes the kernel write it anew. Names in it are bytes; nothing else
+/// is.
+fn text(path: impl AsRef<Path>) -> io::Result<String> {
+    let mut bytes = Vec::with_capacity(4096);
+    // A limit keeps std from asking for a size, which /proc does not know.
+    File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 fn numbers<T: std::str::FromStr + Ord>(dir: String) -> io::Result<Vec<T>> {
@@ -37,7 +46,7 @@ pub fn threads(pid: pid_t) -> io::Result<Vec<pid_t>> {
 pub fn children(pid: pid_t) -> io::Result<Vec<pid_t>> {
     let mut all = Vec::new();
     for tid in threads(pid)? {
-        match fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
+        match text(format!("/proc/{pid}/task/{tid}/children")) {
             Ok(text) => all.extend(text.split_whitespace().filter_map(|s| s.parse::<pid_t>().ok())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
@@ -74,7 +83,7 @@ pub struct Mount {
 
 /// The mounts that a task sees.
 pub fn mounts(pid: pid_t) -> io::Result<Vec<Mount>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let text = text(format!("/proc/{pid}/mountinfo"))?;
     text.lines().map(|l| mount(l).ok_or_else(|| malformed(format_args!("mountinfo line {l:?}")))).collect()
 }
 
@@ -117,7 +126,7 @@ fn unescaped(field: &str) -> String {
 /// The processes in the cgroup of `pid`, and in those below it; empty where that is a root cgroup or not mounted
 /// under `/sys/fs/cgroup`. One hierarchy is enough: a container is in one cgroup in each.
 pub fn cgroup_members(pid: pid_t) -> io::Result<Vec<pid_t>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let text = text(format!("/proc/{pid}/cgroup"))?;
     for line in text.lines() {
         let mut f = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (f.next(), f.next(), f.next()) else { continue };
@@ -136,7 +145,7 @@ pub fn cgroup_members(pid: pid_t) -> io::Result<Vec<pid_t>> {
 }
 
 fn members(dir: &std::path::Path, all: &mut Vec<pid_t>) -> io::Result<()> {
-    let text = fs::read_to_string(dir.join("cgroup.procs"))?;
+    let text = text(dir.join("cgroup.procs"))?;
     all.extend(text.lines().filter_map(|l| l.parse::<pid_t>().ok()).filter(|p| *p != 0));
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

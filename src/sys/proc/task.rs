@@ -1,28 +1,25 @@
 //! `/proc/PID/status`, `stat`, `limits`, `timers` and `fdinfo`.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 
 use libc::pid_t;
 
-use super::malformed;
+use super::{malformed, text};
 
-/// `/proc/PID/status`, line by line.
+/// `/proc/PID/status`.
 #[derive(Debug, Clone)]
-pub struct Status(HashMap<String, String>);
+pub struct Status(String);
 
 /// Reads the status of a process or, with its tid, of a thread.
 pub fn status(tid: pid_t) -> io::Result<Status> {
-    // Names are bytes; nothing else here is.
-    let text = fs::read(format!("/proc/{tid}/status"))?;
-    let text = String::from_utf8_lossy(&text);
-    Ok(Status(text.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k.into(), v.trim().into())).collect()))
+    text(format!("/proc/{tid}/status")).map(Status)
 }
 
 impl Status {
     pub fn field(&self, name: &str) -> io::Result<&str> {
-        self.0.get(name).map(String::as_str).ok_or_else(|| malformed(format_args!("status: no field {name}")))
+        let value = self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.map(str::trim).ok_or_else(|| malformed(format_args!("status: no field {name}")))
     }
 
     pub fn number<T: std::str::FromStr>(&self, name: &str) -> io::Result<T> {
@@ -131,7 +128,7 @@ pub fn limits(pid: pid_t) -> io::Result<Vec<Limit>> {
         "Max realtime priority",
         "Max realtime timeout",
     ];
-    let text = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let text = text(format!("/proc/{pid}/limits"))?;
     let value = |s: &str| {
         if s == "unlimited" { Some(u64::MAX) } else { s.parse().ok() }
     };
@@ -163,7 +160,7 @@ pub struct Timer {
 }
 
 pub fn timers(pid: pid_t) -> io::Result<Vec<Timer>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/timers"))?;
+    let text = text(format!("/proc/{pid}/timers"))?;
     parse_timers(&text).ok_or_else(|| malformed("timers"))
 }
 
@@ -229,7 +226,7 @@ impl FdInfo {
 }
 
 pub fn fd_info(pid: pid_t, fd: i32) -> io::Result<FdInfo> {
-    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+    let text = text(format!("/proc/{pid}/fdinfo/{fd}"))?;
     parse_fd_info(&text).ok_or_else(|| malformed(format_args!("fdinfo of descriptor {fd} of pid {pid}")))
 }
 
