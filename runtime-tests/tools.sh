@@ -97,6 +97,7 @@ for group in "$@"; do
         need containerd containerd
         need podman podman
         need conmon conmon
+        need catatonit catatonit
         need nginx nginx-light
         [ -n "$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null)" ] || need postgres postgresql
         need java openjdk-17-jdk-headless

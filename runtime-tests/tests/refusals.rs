@@ -76,7 +76,7 @@ macro_rules! refused {
 }
 
 refused! {
-    inotify: "inotify",
+    inotify_unread: "inotify",
     fanotify: "fanotify",
     netlink: "netlink",
     packet: "packet",

@@ -69,6 +69,7 @@ impl Files {
             locks: lock::Seen::default(),
             ghosts: ghost::Found::default(),
             terminal: None,
+            watched: Default::default(),
             socket_extras: Vec::new(),
             pipes: BTreeMap::new(),
             unix: unix::Seen::of(init),

@@ -59,6 +59,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
         // It need not wait for the disk.
         Fate::Resume => {
             report.frozen = frozen.frozen_for();
+            drop(std::mem::take(&mut all.files.all.watched));
             drop(frozen);
             drop(bracket);
             writer.commit()?;

@@ -10,6 +10,7 @@ pub mod fds;
 pub mod file;
 pub mod fork;
 pub mod identity;
+pub mod inotify;
 pub mod keyring;
 pub mod mem;
 pub mod mount;

@@ -120,7 +120,8 @@ const FILES: [(&str, &str); 3] = [
     ),
     (
         "held.py",
-        "import fcntl, os, socket, time\n\
+        "import ctypes, fcntl, os, socket, time\n\
+         libc = ctypes.CDLL(None); i = libc.inotify_init1(0o4000); os.mkdir('/w'); libc.inotify_add_watch(i, b'/w', 0x100)\n\
          f = open('/locked', 'w'); fcntl.flock(f, fcntl.LOCK_EX)\n\
          d = open('/deleted', 'w+b'); d.write(b'x' * (2 << 20)); d.flush(); os.unlink('/deleted')\n\
          u = socket.socket(type=socket.SOCK_DGRAM); u.bind(('127.0.0.1', 0))\n\
@@ -130,6 +131,7 @@ const FILES: [(&str, &str); 3] = [
              n += 1; a.sendall(b'%d' % n); assert b.recv(99) == b'%d' % n\n    \
              d.seek(0); assert len(d.read()) == 2 << 20\n    \
              u.sendto(b'u', u.getsockname()); assert u.recv(9) == b'u'\n    \
+             open('/w/%d' % n, 'w').close(); assert len(os.read(i, 4096)) >= 16\n    \
              print(n); time.sleep(0.2)\n",
     ),
     (

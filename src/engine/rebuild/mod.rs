@@ -18,7 +18,7 @@ use libc::pid_t;
 
 use super::network::Revival;
 use super::plan::{self, Plan};
-use super::res::fd::{Workshop, unix};
+use super::res::fd::{Workshop, inotify, unix};
 use super::res::{sysv, tmpfs};
 use super::{Error, Puppet as FirstPuppet, Result};
 use crate::image::dir;
@@ -92,6 +92,7 @@ impl Plan {
             external: std::mem::take(&mut self.external),
             ghosts: std::mem::take(&mut self.ghosts),
             terminals: self.tree.terminals.clone(),
+            unarmed: Vec::new(),
             pipe_data: std::mem::take(&mut self.tree.pipe_data),
             elapsed: (clock::realtime() as u64).saturating_sub(then),
             network: Revival::prepare(first.pid, &mut self.tree)?,
@@ -156,6 +157,7 @@ impl Site {
         self.files.clear();
         self.objects.clear();
         self.shop.close();
+        inotify::arm(&mut self.shop)?;
         let mut going = Vec::new();
         for p in processes.iter().rev().filter(|p| !plan::is_zombie(p)) {
             let built = all.remove(&p.entry.pid).ok_or_else(|| missing(p.entry.pid))?;

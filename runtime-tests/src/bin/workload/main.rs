@@ -18,6 +18,7 @@ mod deleted_files;
 mod epoll;
 mod event_sources;
 mod identity;
+mod inotify;
 mod limits;
 mod load;
 mod locks;
@@ -55,6 +56,7 @@ fn workloads() -> impl Iterator<Item = &'static (&'static str, Setup)> {
         epoll::WORKLOADS,
         event_sources::WORKLOADS,
         identity::WORKLOADS,
+        inotify::WORKLOADS,
         limits::WORKLOADS,
         load::WORKLOADS,
         locks::WORKLOADS,

@@ -8,7 +8,7 @@ use crate::memory_map::PAGE;
 use crate::stage::{Check, Fallible, Setup, Stage, eventually, same};
 
 pub const WORKLOADS: &[(&str, Setup)] = &[
-    ("refuse-inotify", inotify),
+    ("refuse-inotify-unread", inotify),
     ("refuse-fanotify", fanotify),
     ("refuse-netlink", netlink),
     ("refuse-packet", packet),
@@ -36,15 +36,17 @@ fn or_skip<T>(outcome: Fallible<T>) -> Fallible<T> {
     outcome.map_err(|e| format!("skip: {e}"))
 }
 
+/// Events that nobody has read could not be put back.
 fn inotify(_: &mut Stage) -> Fallible<Check> {
     let fd = or_skip(sys!(inotify_init1(libc::IN_NONBLOCK)))? as i32;
     std::fs::create_dir_all("/watched").map_err(|e| e.to_string())?;
     sys!(inotify_add_watch(fd, c("/watched").as_ptr(), libc::IN_CREATE))?;
+    std::fs::write("/watched/0", "").map_err(|e| e.to_string())?;
     let mut n = 0;
     Ok(Box::new(move || {
+        read(fd, 4096)?;
         n += 1;
-        std::fs::write(format!("/watched/{n}"), "").map_err(|e| e.to_string())?;
-        read(fd, 4096).map(drop)
+        std::fs::write(format!("/watched/{n}"), "").map_err(|e| e.to_string())
     }))
 }
 

@@ -5,6 +5,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod ghost;
 pub mod inet;
+pub mod inotify;
 pub mod lock;
 pub mod pipe;
 pub mod regular;
@@ -26,6 +27,7 @@ use libc::{c_int, pid_t};
 use crate::engine::network::Revival;
 use crate::engine::{Error, Result, Why};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry, PipeDataEntry};
+use crate::image::records::fsnotify::InotifyFileEntry;
 use crate::image::records::lmrun::LmrunSocket;
 use crate::image::records::sockets::SkPacketEntry;
 use crate::image::records::tty::TtyInfoEntry;
@@ -105,6 +107,7 @@ pub struct Collected {
     pub locks: lock::Seen,
     pub ghosts: ghost::Found,
     pub terminal: Option<tty::Seen>,
+    pub watched: inotify::Watched,
     pub socket_extras: Vec<LmrunSocket>,
     pub(crate) pipes: BTreeMap<u32, pipe::Seen>,
     pub(crate) unix: unix::Seen,
@@ -119,6 +122,8 @@ pub struct Workshop {
     pub external: HashMap<Vec<u8>, OwnedFd>,
     pub ghosts: ghost::Ghosts,
     pub terminals: Vec<TtyInfoEntry>,
+    /// inotify instances without their watches.
+    pub unarmed: Vec<(OwnedFd, InotifyFileEntry)>,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub network: Revival,
     /// Host pids of the container's processes, by their pids in it.
@@ -228,6 +233,7 @@ fd_kinds! {
     unix::UnixSocket,
     signalfd::SignalFd,
     tty::Tty,
+    inotify::Inotify,
 }
 
 impl Workshop {
