@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 
+use lmrun::sys::namespace;
+use nix::mount::{MsFlags, mount, umount};
 use runtime_tests::command::Done;
 use runtime_tests::container::{Checkpoint, Container};
 use runtime_tests::{host, needs};
@@ -185,4 +187,29 @@ fn images_that_exist() {
     if !done.succeeded() {
         c.check(1);
     }
+}
+
+/// A file system that the container has mounted would be missing after a restore.
+#[test]
+fn mount_of_its_own() {
+    if !needs::root() {
+        return;
+    }
+    let c = Container::of_workload("tree");
+    c.run().ok();
+    if !c.ready() {
+        return;
+    }
+    let mounted = namespace::in_mounts_of(c.pid(), || {
+        std::fs::create_dir_all("/own")?;
+        Ok(mount(Some("own"), "/own", Some("tmpfs"), MsFlags::empty(), None::<&str>)?)
+    });
+    mounted.expect("mount");
+    let done = c.checkpoint(&PLAIN).failed();
+    untouched(&c);
+    explained(&done, &["tmpfs at /own"]);
+    namespace::in_mounts_of(c.pid(), || Ok(umount("/own")?)).expect("unmount");
+    c.checkpoint(&PLAIN).ok();
+    c.restore(&c.images("final"), false).ok();
+    c.check(1);
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use libc::pid_t;
 
 use super::freeze::Frozen;
-use super::{Error, Result, Why};
+use super::{Error, Result, Subject, Why};
 use crate::sys::pidfd::{self, Shared};
 use crate::sys::{namespace, proc};
 
@@ -77,6 +77,27 @@ pub fn strangers(frozen: &Frozen) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Nothing is mounted in the container that it was not made with, but what came to it from the host.
+pub fn mounts(subject: &Subject) -> Result<()> {
+    let of = |pid| proc::mounts(pid).map_err(|e| Error::proc(pid, e));
+    let all = of(subject.init)?;
+    let new = |m: &&proc::Mount| !subject.mounts.is_empty() && !subject.mounts.contains(&m.point);
+    if !all.iter().any(|m| new(&m)) {
+        return Ok(());
+    }
+    let host: BTreeSet<String> = of(std::process::id() as pid_t)?.into_iter().map(|m| m.device).collect();
+    match all.iter().filter(new).find(|m| !host.contains(&m.device)) {
+        None => Ok(()),
+        Some(m) => {
+            let why = format!("has mounted {} at {} itself, which cannot be carried yet", m.fs_type, m.point);
+            Err(Error::refused(
+                subject.init,
+                Why::Other { why, remedy: "unmount it, or put it into the container's configuration" },
+            ))
+        }
+    }
 }
 
 /// No System V semaphore or message queue would be lost. Those of the host's namespace stay where they are.

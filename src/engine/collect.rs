@@ -180,6 +180,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
     checks::namespaces(frozen)?;
     checks::sharing(frozen)?;
     checks::strangers(frozen)?;
+    checks::mounts(subject)?;
     let sysv = if checks::ipc(subject.init)? { sysv::collect(subject.init)? } else { Vec::new() };
     let mut files = Files::new(subject, keep_established)?;
     let mut seccomp = SeccompEntry::default();

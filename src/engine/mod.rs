@@ -44,6 +44,8 @@ pub struct Subject {
     /// Links (`pipe:[123]`, `/path`) of the files that come from outside the container and
     /// that a restore gets replaced: the standard streams of init, as in `descriptors.json`.
     pub external: Vec<String>,
+    /// Mount points that a restore makes anew; empty: not known.
+    pub mounts: Vec<String>,
 }
 
 /// What is to become of the container after its state was written.

@@ -53,7 +53,13 @@ pub fn checkpoint(
     let fate = if options.leave_running || options.pre_dump { Fate::Resume } else { Fate::Kill };
     let cgroup = Cgroup::at(&state.cgroup);
     let request = DumpRequest {
-        subject: Subject { id: id.to_owned(), init: init.pid, dir: locked.dir().to_owned(), external },
+        subject: Subject {
+            id: id.to_owned(),
+            init: init.pid,
+            dir: locked.dir().to_owned(),
+            external,
+            mounts: state.mounts.clone(),
+        },
         images: absolute(&options.images)?,
         work: work.clone(),
         parent: options.parent,

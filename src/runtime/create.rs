@@ -36,6 +36,7 @@ use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
 use super::{Error, Result, birth, caller, chain, copyup, hooks, passwd, restore, streams};
 use crate::sys::netns;
+use crate::sys::proc;
 
 /// The name of libcontainer's socket on which init waits for `start`.
 pub(super) const NOTIFY_SOCKET: &str = "notify.sock";
@@ -107,6 +108,7 @@ impl HalfMade {
             owner: passwd::user(Path::new("/etc/passwd"), uid).map(|user| user.name).unwrap_or_default(),
             init: None,
             streams: Vec::new(),
+            mounts: Vec::new(),
             creator: Process::own(),
             cgroup: cgroup.path().to_owned(),
             hooks: bundle.spec.hooks().clone(),
@@ -189,6 +191,8 @@ impl HalfMade {
             return Err(Error::Init("init died while the container was made".into()));
         }
         self.state.streams = streams::of(pid)?;
+        let mounts = proc::mounts(pid).map_err(|e| Error::io(format!("/proc/{pid}/mountinfo"), e))?;
+        self.state.mounts = mounts.into_iter().map(|m| m.point).collect();
         self.locked().save(&self.state)?;
         if let Some(socket) = pidfd_socket {
             caller::send_pidfd(&socket, pid, "standard").map_err(|e| Error::io("pidfd socket", e))?;

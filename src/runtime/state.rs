@@ -63,6 +63,9 @@ pub struct State {
     /// Init's descriptors 0, 1 and 2 when it was made.
     #[serde(default)]
     pub streams: Vec<Stream>,
+    /// Where something was mounted when the container was made.
+    #[serde(default)]
+    pub mounts: Vec<String>,
     /// The lmrun that makes or made the container.
     pub creator: Process,
     /// Below the mount point of every cgroup hierarchy.
@@ -258,6 +261,7 @@ mod tests {
             owner: "root".into(),
             init: None,
             streams: Vec::new(),
+            mounts: Vec::new(),
             creator: Process::own(),
             cgroup: "/lmrun-x".into(),
             hooks: None,
