@@ -1,6 +1,7 @@
 //! One container under test: its bundle, its state, and what lmrun is asked to do with it.
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +24,7 @@ pub struct Container {
     /// Where lmrun keeps its state.
     pub root: PathBuf,
     lmrun: PathBuf,
+    through: Vec<String>,
     history: RefCell<Vec<Done>>,
 }
 
@@ -56,17 +58,20 @@ impl Container {
         }
         bundle::make(&base.join("bundle"), &id, shape).expect("a bundle can be made");
         let root = base.join("state");
-        Container { id, base, root, lmrun: needs::built("lmrun"), history: RefCell::default() }
+        Container { id, base, root, lmrun: needs::built("lmrun"), through: Vec::new(), history: RefCell::default() }
     }
 
-    /// Another program takes lmrun's place.
-    pub fn lmrun_is(&mut self, program: PathBuf) {
-        self.lmrun = program;
+    /// From now on lmrun is called by this program, behind whose arguments its own command line comes.
+    pub fn call_through(&mut self, words: &[&str]) {
+        self.through = words.iter().map(|word| word.to_string()).collect();
     }
 
     /// An lmrun command, with the state directory of this container.
     pub fn lmrun(&self) -> Command {
-        let mut command = Command::new(&self.lmrun);
+        let words = self.through.iter().map(OsStr::new);
+        let mut words = words.chain([self.lmrun.as_os_str()]);
+        let mut command = Command::new(words.next().unwrap_or_default());
+        command.args(words);
         command.arg("--root").arg(&self.root);
         command
     }

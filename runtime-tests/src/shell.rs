@@ -1,7 +1,7 @@
 //! Containers with busybox in them, whose config.json a scenario edits.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -47,12 +47,8 @@ pub fn container(args: &[&str], edit: impl FnOnce(&mut Value)) -> Option<Contain
 
 /// Has all of the container's lmrun commands see a host with cgroup2 alone, in mount namespaces of their own.
 pub fn in_version2_view(container: &mut Container) {
-    let script = container.base.join("lmrun-v2");
     let view = "umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" \"$@\"";
-    let text = format!("#!/bin/sh\nexec unshare -m sh -c '{view}' {} \"$@\"\n", needs::built("lmrun").display());
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-    container.lmrun_is(script);
+    container.call_through(&["unshare", "-m", "sh", "-c", view]);
 }
 
 /// `lmrun WORD... --bundle BUNDLE ID` to its end.

@@ -340,3 +340,22 @@ fn a_cgroup_below_the_containers_can_be_chosen() {
     let refused = exec(&c, &["--cgroup", "../.."], &["true"]).failed();
     assert!(refused.err.contains("sub cgroup"), "{refused}");
 }
+
+/// Where a container has divided its cgroup (systemd does), no process can be in the divided one: it goes to init's.
+#[test]
+fn a_divided_cgroup_is_entered_where_init_is() {
+    let unified = std::path::Path::new("/sys/fs/cgroup/unified");
+    let has = |dir: &std::path::Path| fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let Some(controller) = has(unified).split_whitespace().next().map(str::to_owned) else {
+        return needs::skip("a controller of cgroup2 beside version 1");
+    };
+    let Some(mut c) = shell("sleep 1000", |_| ()) else { return };
+    in_version2_view(&mut c);
+    make(&c, &["run", "-d"]).ok();
+    let dir = host::cgroups(&c.id).into_iter().find(|dir| dir.starts_with(unified)).unwrap();
+    fs::create_dir(dir.join("inits")).unwrap();
+    fs::write(dir.join("inits/cgroup.procs"), state(&c)["pid"].to_string()).unwrap();
+    fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+    let done = exec(&c, &[], &["cat", "/proc/self/cgroup"]).ok();
+    assert!(done.out.contains(&format!("0::/lmrun-test/{}/inits\n", c.id)), "{done}");
+}
