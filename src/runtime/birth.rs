@@ -46,7 +46,7 @@ pub(super) fn is_direct(spec: &Spec) -> bool {
 /// What went wrong, in init or outside. Init may live on then, in the container's cgroup.
 pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Rc<Mounts>>, cgroup: &Cgroup) -> Result<i32> {
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let birthplace = cgroup.make(&args.cgroup_config.container_name, resources)?;
+    let birthplace = cgroup.make(resources)?;
     let outside = Outside::leave(&args.spec)?;
     let (spec, namespaces) = without_namespaces(&args.spec, mounts.is_some());
     args.spec = Rc::new(spec);

@@ -1,5 +1,5 @@
 //! The container's cgroup, in every hierarchy that is mounted: where it is, who is in it, how to
-//! stop, kill and remove it. Limits are set by libcgroups while the container is made.
+//! stop, kill and remove it. libcgroups sets its limits only where libcontainer makes the container (see [`super::birth`]).
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -9,12 +9,12 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+use libcgroups::common::CgroupConfig;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
-use super::{Error, Result, chain, devices};
+use super::{Error, Result, devices, update};
 use crate::sys::bpf;
 use crate::sys::pidfd::PidFd;
 
@@ -98,7 +98,7 @@ impl Cgroup {
     }
 
     /// Makes the cgroup in every hierarchy, with its limits.
-    pub fn make(&self, id: &str, resources: Option<&LinuxResources>) -> Result<Birthplace> {
+    pub fn make(&self, resources: Option<&LinuxResources>) -> Result<Birthplace> {
         let hierarchies = hierarchies()?;
         let mut birthplace = Birthplace::default();
         for hierarchy in hierarchies {
@@ -120,17 +120,24 @@ impl Cgroup {
             }
         }
         if let Some(resources) = resources {
-            self.limit(id, resources)?;
+            self.limit(resources)?;
         }
         Ok(birthplace)
     }
 
-    fn limit(&self, id: &str, resources: &LinuxResources) -> Result<()> {
-        let libcgroups = |e: &dyn std::error::Error| Error::Libcontainer(chain(e));
-        let options = ControllerOpt { resources, freezer_state: None, oom_score_adj: None, disable_oom_killer: false };
-        let manager = create_cgroup_manager(self.config(id)).map_err(|e| libcgroups(&e))?;
-        manager.apply(&options).map_err(|e| libcgroups(&e))?;
-        resources.devices().as_deref().map_or(Ok(()), |rules| self.restrict_devices(rules))
+    fn limit(&self, resources: &LinuxResources) -> Result<()> {
+        update::limit(&self.path, resources)?;
+        let Some(rules) = resources.devices().as_deref() else {
+            return Ok(());
+        };
+        let Some(version1) = hierarchies()?.into_iter().find(|h| h.mount.ends_with("devices")) else {
+            return self.restrict_devices(rules);
+        };
+        let dir = self.below(&version1.mount);
+        devices::version1(rules).into_iter().try_for_each(|(allow, line)| {
+            let file = dir.join(if allow { "devices.allow" } else { "devices.deny" });
+            fs::write(&file, line).map_err(|e| Error::io(&file, e))
+        })
     }
 
     /// Restricts the use of devices where there is no version 1 controller for it (with which libcgroups

@@ -78,6 +78,23 @@ pub(super) fn program(rules: &[LinuxDeviceCgroup]) -> Vec<Instruction> {
     code
 }
 
+/// The same rules for version 1: each a line, to be allowed or denied, in their order. cgroup-v1/devices.rst.
+pub(super) fn version1(rules: &[LinuxDeviceCgroup]) -> Vec<(bool, String)> {
+    let number = |number: Option<i32>| number.map_or("*".to_owned(), |n| n.to_string());
+    let line = |rule: Rule| {
+        let kind = match rule.kind {
+            Some(BLOCK) => 'b',
+            Some(_) => 'c',
+            None => 'a',
+        };
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+        let access: String =
+            letters.iter().filter(|(bit, _)| rule.access & bit != 0).map(|(_, letter)| letter).collect();
+        (rule.allow, format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor)))
+    };
+    rules.iter().map(rule).chain(ALWAYS).map(line).collect()
+}
+
 /// Answers when the rule applies, else runs on. An allowing rule must cover all that is wanted, a denying one any of it.
 fn decide(rule: &Rule) -> Vec<Instruction> {
     let answer = answer(rule.allow);
@@ -225,6 +242,14 @@ mod tests {
         assert!(allows(&rules, BLOCK, 8, 0, READ));
         assert!(!allows(&rules, BLOCK, 8, 0, READ | WRITE));
         assert!(!allows(&rules, BLOCK, 8, 1, READ));
+    }
+
+    #[test]
+    fn version_1_takes_them_in_words() {
+        let rules = r#"[{"allow": false, "access": "rwm"}, {"allow": true, "type": "b", "major": 8, "access": "rm"}]"#;
+        let lines = version1(&serde_json::from_str::<Vec<LinuxDeviceCgroup>>(rules).unwrap());
+        assert_eq!(lines[..2], [(false, "a *:* rwm".to_owned()), (true, "b 8:* rm".to_owned())]);
+        assert!(lines.contains(&(true, "c 1:3 rwm".to_owned())));
     }
 
     #[test]

@@ -39,6 +39,28 @@ pub fn update(store: &Store, id: &str, resources: &LinuxResources, schemata: &Sc
     set
 }
 
+/// Sets the limits of a cgroup that has just been made.
+///
+/// # Errors
+/// [`Error::NoController`], or the kernel's answer.
+pub(super) fn limit(cgroup: &Path, resources: &LinuxResources) -> Result<()> {
+    let mut limits = Limits { files: CgroupFiles::of(cgroup)?, before: Vec::new() };
+    limits.set_all(resources)?;
+    let network = resources.network().as_ref();
+    if let Some(class) = network.and_then(|network| network.class_id()) {
+        limits.set(&["net_cls.classid"], &class.to_string())?;
+    }
+    for priority in network.and_then(|network| network.priorities().as_ref()).into_iter().flatten() {
+        limits.set(&["net_prio.ifpriomap"], &format!("{} {}", priority.name(), priority.priority()))?;
+    }
+    for (device, limit) in resources.rdma().iter().flatten() {
+        let number = |n: Option<u32>| n.map_or("max".to_owned(), |n| n.to_string());
+        let (handles, objects) = (number(limit.hca_handles()), number(limit.hca_objects()));
+        limits.set(&["rdma.max"], &format!("{device} hca_handle={handles} hca_object={objects}"))?;
+    }
+    Ok(())
+}
+
 /// The files of a container's cgroups.
 struct Limits {
     files: CgroupFiles,
