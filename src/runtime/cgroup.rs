@@ -130,7 +130,7 @@ impl Cgroup {
         let Some(rules) = resources.devices().as_deref() else {
             return Ok(());
         };
-        let Some(version1) = hierarchies()?.into_iter().find(|h| h.mount.ends_with("devices")) else {
+        let Some(version1) = hierarchies()?.iter().find(|h| h.mount.ends_with("devices")) else {
             return self.restrict_devices(rules);
         };
         let dir = self.below(&version1.mount);
