@@ -359,3 +359,22 @@ fn a_divided_cgroup_is_entered_where_init_is() {
     let done = exec(&c, &[], &["cat", "/proc/self/cgroup"]).ok();
     assert!(done.out.contains(&format!("0::/lmrun-test/{}/inits\n", c.id)), "{done}");
 }
+
+#[test]
+fn a_hook_may_exec_while_start_waits_for_it() {
+    let Some(c) = shell("sleep 1000", |config| {
+        let rootfs = std::path::Path::new(config["root"]["path"].as_str().unwrap()).to_owned();
+        let base = rootfs.ancestors().nth(2).unwrap().to_owned();
+        let line = format!(
+            "{} --root {} exec {} sh -c 'echo hooked > /hooked'",
+            needs::built("lmrun").display(),
+            base.join("state").display(),
+            base.file_name().unwrap().to_str().unwrap()
+        );
+        config["hooks"]["poststart"] = json!([{ "path": "/bin/sh", "args": ["sh", "-c", line] }]);
+    }) else {
+        return;
+    };
+    make(&c, &["run", "-d"]).ok();
+    assert_eq!(fs::read_to_string(c.bundle().join("rootfs/hooked")).unwrap(), "hooked\n");
+}

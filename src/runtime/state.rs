@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use oci_spec::runtime::Hooks;
@@ -97,6 +98,10 @@ pub struct Locked {
     _lock: File,
 }
 
+/// All of the lock file, for one writer.
+const WHOLE: libc::flock =
+    libc::flock { l_type: libc::F_WRLCK as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+
 impl Store {
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Store { root: root.into() }
@@ -139,6 +144,18 @@ impl Store {
         if locked.dir.is_dir() { Ok(locked) } else { Err(Error::NotFound) }
     }
 
+    /// The lock if nobody has it.
+    pub fn try_lock(&self, id: &str) -> Result<Option<Locked>> {
+        validate_id(id)?;
+        let locked = Locked::open(self.dir(id))?;
+        match fcntl(&locked._lock, FcntlArg::F_SETLK(&WHOLE)) {
+            Ok(_) if locked.dir.is_dir() => Ok(Some(locked)),
+            Ok(_) => Err(Error::NotFound),
+            Err(Errno::EACCES | Errno::EAGAIN) => Ok(None),
+            Err(e) => Err(Error::io(locked.dir, e.into())),
+        }
+    }
+
     /// Reads the state of container `id` without its lock.
     ///
     /// # Errors
@@ -166,20 +183,19 @@ impl Store {
 
 impl Locked {
     fn acquire(dir: PathBuf) -> Result<Self> {
+        let locked = Locked::open(dir)?;
+        fcntl(&locked._lock, FcntlArg::F_SETLKW(&WHOLE)).map_err(|e| Error::io(&locked.dir, e.into()))?;
+        Ok(locked)
+    }
+
+    /// Not locked yet.
+    fn open(dir: PathBuf) -> Result<Self> {
         let path = dir.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let lock = lock.map_err(|source| match source.kind() {
             ErrorKind::NotFound => Error::NotFound,
             _ => Error::io(&path, source),
         })?;
-        let whole = libc::flock {
-            l_type: libc::F_WRLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
-        fcntl(&lock, FcntlArg::F_SETLKW(&whole)).map_err(|e| Error::io(&path, e.into()))?;
         Ok(Locked { dir, _lock: lock })
     }
 

@@ -5,12 +5,13 @@
 //! working directory, identity. It ends as every workload does ([`super::workload`]): with the seccomp filter, the
 //! capabilities and execve(2).
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use libcontainer::container::ContainerStatus;
 use nix::fcntl::OFlag;
@@ -23,7 +24,7 @@ use super::console::Console;
 use super::create::keyring;
 use super::process::Process;
 use super::run::{Attachment, Foreground};
-use super::state::{State, Status, Store, write_whole};
+use super::state::{Locked, State, Status, Store, write_whole};
 use super::workload::Workload;
 use super::{Error, Result, caller, hooks, status};
 use crate::sys::fds;
@@ -68,15 +69,8 @@ pub struct ExecOptions {
 /// [`Error::WrongStatus`] for a container that is paused or not there to be entered, [`Error::Init`] with what kept
 /// the process from running.
 pub fn exec(store: &Store, id: &str, options: &ExecOptions) -> Result<i32> {
-    // A checkpoint or a deletion that is under way ends first, and none begins before the process is in. What waits for
-    // `resume` cannot keep that from coming.
-    let (locked, state) = if options.ignore_paused {
-        (None, store.load(id)?)
-    } else {
-        let locked = store.lock(id)?;
-        let state = locked.load()?;
-        (Some(locked), state)
-    };
+    let locked = if options.ignore_paused { None } else { wait_turn(store, id)? };
+    let state = store.load(id)?;
     let init = enterable(&state, options.ignore_paused)?;
     caller::check_descriptors(options.preserve_fds)?;
     let bundle = process::bundle(&state.bundle, &options.process)?;
@@ -93,6 +87,27 @@ pub fn exec(store: &Store, id: &str, options: &ExecOptions) -> Result<i32> {
     };
     foreground.console = console.map(|master| Console::join(File::from(master)));
     foreground.wait_for(pid)
+}
+
+/// A checkpoint that is under way ends first, and none begins before the process is in (what waits for `resume` cannot keep
+/// that from coming). But a hook may exec, too, while the command that runs it holds the lock: where nobody has stopped init
+/// for a while, the lock is not waited for.
+fn wait_turn(store: &Store, id: &str) -> Result<Option<Locked>> {
+    const WHILE: Duration = Duration::from_secs(1);
+    let init = enterable(&store.load(id)?, false)?;
+    let mut untouched_since = Instant::now();
+    loop {
+        if let Some(locked) = store.try_lock(id)? {
+            return Ok(Some(locked));
+        }
+        let status = fs::read_to_string(format!("/proc/{}/status", init.pid)).unwrap_or_default();
+        if !status.contains("\nTracerPid:\t0\n") {
+            untouched_since = Instant::now();
+        } else if untouched_since.elapsed() > WHILE {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// The init of a container that can be entered.
