@@ -101,6 +101,19 @@ fn podman() {
     engines.ok(engine, &["container", "restore", "--import", &archive]);
     goes_on(&engines, engine, "counter", before);
 
+    // A round of pre-copy, and what was written since.
+    let earlier = engines.base.join("earlier.tar").display().to_string();
+    let checkpoint = |round: &str, archive: &str| {
+        engines.ok(engine, &["container", "checkpoint", round, "--export", archive, "counter"]);
+    };
+    checkpoint("--pre-checkpoint", &earlier);
+    checkpoint("--with-previous", &archive);
+    let before = engines.ok(engine, &["logs", "counter"]).lines().count();
+    engines.ok(engine, &["rm", "--force", "counter"]);
+    engines.ok(engine, &["container", "restore", "--import-previous", &earlier, "--import", &archive]);
+    goes_on(&engines, engine, "counter", before);
+    engines.ok(engine, &["container", "checkpoint", "--leave-running", "--export", &archive, "counter"]);
+
     // By plain create and start.
     let images = engines.base.join("checkpoints/counter");
     std::fs::create_dir(&images).expect("base is writable");
