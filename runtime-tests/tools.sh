@@ -3,7 +3,7 @@
 # For Debian and its kin; elsewhere it says what is missing.
 #   build   a Rust toolchain, a linker, the C library to link statically
 #   engines Docker, containerd, Podman, and nginx, PostgreSQL, a JVM and Python to run in them
-#   test    Redis, busybox, iproute2, nftables, and crit and checkpointctl to read images with
+#   test    Redis, busybox, runc to compare with, iproute2, nftables, and crit and checkpointctl to read images with
 #   conformance   Go and the libraries that the OCI validation suite is built with, runc to compare with
 set -eu
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/lmrun-tools
@@ -110,6 +110,7 @@ for group in "$@"; do
         need ip iproute2
         need nft nftables
         need nsenter util-linux
+        need runc runc
         install_packages
         decoders
         ;;

@@ -74,9 +74,13 @@ const BLOCKED: &[&str] = &[
 /// Names of system calls with a number of some x86 architecture.
 const TABLE: &str = include_str!("../../src/runtime/seccomp/syscalls.tsv");
 
-/// The profile as it stands in config.json.
-pub fn docker_like() -> Value {
-    let names = TABLE.lines().filter_map(|line| line.split('\t').next());
+/// The profile as it stands in config.json, with calls up to number `newest`.
+pub fn docker_like(newest: u32) -> Value {
+    let names = TABLE.lines().filter_map(|line| {
+        let mut fields = line.split('\t');
+        let name = fields.next()?;
+        fields.take(2).filter_map(|number| number.parse().ok()).all(|number: u32| number <= newest).then_some(name)
+    });
     let allowed: Vec<_> = names.filter(|name| !name.starts_with('#') && !BLOCKED.contains(name)).collect();
     let argument = |index: u32, value: u64, op: &str| json!([{ "index": index, "value": value, "op": op }]);
     let allow = |name: &str, args: Value| json!({ "names": [name], "action": "SCMP_ACT_ALLOW", "args": args });

@@ -308,6 +308,6 @@ fn like_docker(config: &mut Value, dir: &Path) -> Result<()> {
     ]);
     config["linux"]["readonlyPaths"] =
         json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
-    config["linux"]["seccomp"] = crate::profile::docker_like();
+    config["linux"]["seccomp"] = crate::profile::docker_like(u32::MAX);
     Ok(())
 }

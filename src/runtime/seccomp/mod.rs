@@ -75,7 +75,8 @@ impl Filter {
         let i386 = block(Abi::I386, given(Arch::ScmpArchX86))?;
 
         let mut native = vec![load(OFFSET_NR)];
-        let x32 = branch(JUMP_IF_EQUAL, SKIPPED, vec![ret(default)], x32);
+        let skips = |killing| branch(JUMP_IF_EQUAL, SKIPPED, vec![ret(default)], killing);
+        let x32 = if given(Arch::ScmpArchX32) { x32 } else { skips(x32) };
         native.extend(branch(JUMP_IF_AT_LEAST, X32_BIT, x32, long));
         let mut compat = vec![load(OFFSET_NR)];
         compat.extend(i386);
@@ -221,7 +222,8 @@ fn conditions(abi: Abi, args: &[LinuxSeccompArg]) -> Result<Vec<Vec<Instruction>
 }
 
 fn test(abi: Abi, args: &[LinuxSeccompArg]) -> Result<Vec<Instruction>> {
-    let width = if abi == Abi::I386 { SeccompCmpArgLen::Dword } else { SeccompCmpArgLen::Qword };
+    // libseccomp takes x32 for an architecture of 32 bits, and looks at no more.
+    let width = if abi == Abi::X86_64 { SeccompCmpArgLen::Qword } else { SeccompCmpArgLen::Dword };
     let conditions = args.iter().map(|arg| {
         let (operator, value) = match arg.op() {
             LinuxSeccompOperator::ScmpCmpNe => (SeccompCmpOp::Ne, arg.value()),
