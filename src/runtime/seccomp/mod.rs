@@ -5,7 +5,7 @@
 //! `seccompiler`, which by itself knows one architecture and two actions per program.
 //!
 //! The meaning is libseccomp's, under which profiles are written: a rule without conditions
-//! comes last among those for a call, a rule that does what the default does is void, names that an architecture
+//! comes last among those for a call, and the first such holds, a rule that does what the default does is void, names that an architecture
 //! does not have are skipped, and foreign architectures are killed. As under runc, a call newer than all
 //! that the profile names does not exist (ENOSYS), so that libraries fall back.
 
@@ -145,8 +145,9 @@ fn calls(abi: Abi, default: u32, rules: &[LinuxSyscall]) -> Result<Vec<Instructi
             }
             let fate = named.entry(*number).or_insert(Fate::Always(default));
             match (&mut *fate, tests.is_empty()) {
-                (Fate::Always(rest), true) => *rest = action,
-                (Fate::Depends(_, rest), true) => *rest = action,
+                // The first rule without conditions holds: libseccomp takes no second one.
+                (Fate::Always(rest) | Fate::Depends(_, rest), true) if *rest == default => *rest = action,
+                (_, true) => {}
                 (Fate::Always(rest), false) => {
                     *fate = Fate::Depends(tests.iter().map(|test| (test.clone(), action)).collect(), *rest);
                 }
