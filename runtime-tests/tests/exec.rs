@@ -12,7 +12,7 @@ use lmrun::sys::fdpass;
 use lmrun::sys::pidfd::PidFd;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use runtime_tests::command::{self, Done};
-use runtime_tests::container::Container;
+use runtime_tests::container::{Checkpoint, Container};
 use runtime_tests::shell::{in_version2_view, make, shell, state};
 use runtime_tests::{host, needs};
 use serde_json::{Value, json};
@@ -377,4 +377,36 @@ fn a_hook_may_exec_while_start_waits_for_it() {
     };
     make(&c, &["run", "-d"]).ok();
     assert_eq!(fs::read_to_string(c.bundle().join("rootfs/hooked")).unwrap(), "hooked\n");
+}
+
+/// What exec started is not in a checkpoint: it stands still meanwhile, a warning names it, and it goes on or ends as the
+/// container does.
+#[test]
+fn a_checkpoint_leaves_visitors_out() {
+    let Some(c) = running(|_| ()) else { return };
+    let script = "n=0; while :; do n=$((n + 1)); echo $n >> /count; sleep 0.01; done";
+    let mut visit = c.lmrun();
+    visit.args(["exec", &c.id, "sh", "-c", script]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut visitor = visit.spawn().unwrap();
+    let size = || fs::metadata(c.bundle().join("rootfs/count")).map_or(0, |m| m.len());
+    let goes_on = |what| {
+        let before = size();
+        wait_for(what, || size() > before);
+    };
+    goes_on("the visitor runs");
+    c.checkpoint(&Checkpoint { images: "pre", pre_dump: true, ..Checkpoint::default() }).ok();
+    goes_on("the visitor runs on after a pre-dump");
+    let done = c.checkpoint(&Checkpoint { images: "running", leave_running: true, ..Checkpoint::default() }).ok();
+    assert!(done.err.contains("was started by exec"), "{done}");
+    goes_on("the visitor runs on after a checkpoint");
+    c.simple("pause").ok();
+    let before = size();
+    c.checkpoint(&Checkpoint { images: "paused", leave_running: true, ..Checkpoint::default() }).ok();
+    assert_eq!(size(), before);
+    c.simple("resume").ok();
+    goes_on("the visitor runs on after a pause");
+    c.checkpoint(&Checkpoint { images: "final", ..Checkpoint::default() }).ok();
+    assert_eq!(command::wait(&mut visitor, Duration::from_secs(10)).and_then(|s| s.code()), Some(137));
+    c.restore(&c.images("final"), false).ok();
+    assert_eq!(exec(&c, &[], &["sh", "-c", "exit 5"]).status.unwrap().code(), Some(5));
 }

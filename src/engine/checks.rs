@@ -67,12 +67,13 @@ pub fn sharing(frozen: &Frozen) -> Result<()> {
     Ok(())
 }
 
-/// Nobody is in the container's cgroup who is not in its tree.
+/// Nobody is in the container's cgroup who is neither in its tree nor a visitor.
 pub fn strangers(frozen: &Frozen) -> Result<()> {
     let init = frozen.tasks[0].pid;
-    let known: BTreeSet<pid_t> = frozen.tasks.iter().map(|t| t.pid).collect();
+    let known: BTreeSet<pid_t> = frozen.tasks.iter().chain(&frozen.visitors).map(|t| t.pid).collect();
     for pid in proc::cgroup_members(init).map_err(|e| Error::proc(init, e))? {
-        if !known.contains(&pid) {
+        // A zombie is nobody.
+        if !known.contains(&pid) && proc::stat(pid).is_ok_and(|s| !matches!(s.state, 'Z' | 'X')) {
             return Err(Error::refused(pid, Why::OutsideTree));
         }
     }

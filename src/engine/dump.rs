@@ -17,7 +17,7 @@ use crate::image::format;
 use crate::image::page_store::LocalPages;
 use crate::image::pages::{PageReader, PageRun, PageSink, PagesOf, Written};
 use crate::image::records::stats::{DumpStatsEntry, StatsEntry};
-use crate::sys::sysv;
+use crate::sys::{proc, sysv};
 
 /// Makes the final checkpoint of a container.
 ///
@@ -35,6 +35,10 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
 
     let mut frozen = Frozen::freeze(req.subject.init, req.paused)?;
     frozen.run_out()?;
+    for visitor in &frozen.visitors {
+        let name = proc::status(visitor.pid).and_then(|s| s.field("Name").map(str::to_owned)).unwrap_or_default();
+        tracing::warn!("process {} ({name}) was started by exec: it is not in the checkpoint", visitor.pid);
+    }
     let mut all = collect(&frozen, &req.subject, req.tcp_established)?;
     let started = Instant::now();
     let mut report = DumpReport { freezing: frozen.freezing, ..DumpReport::default() };

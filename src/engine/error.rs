@@ -79,7 +79,7 @@ impl fmt::Display for Why {
             Why::LeaderGone => f.write_str("its main thread has ended while others go on"),
             Why::CannotSeize { tid, source } => write!(f, "cannot attach to thread {tid}: {source}"),
             Why::DoesNotStop { state } => write!(f, "does not stop (state {state})"),
-            Why::OutsideTree => f.write_str("is in the container's cgroup but not a descendant of its init"),
+            Why::OutsideTree => f.write_str("is in the container's cgroup but not in its pid namespace"),
             Why::OtherNamespace { kind } => write!(f, "is in another {kind} namespace than the container's init"),
             Why::SharedWithProcess { what, other } => write!(f, "shares its {what} with process {other}"),
             Why::SharedNotWithLeader { what, tid } => write!(f, "its thread {tid} has its own {what}"),
@@ -101,7 +101,7 @@ impl Why {
                 "needs root with CAP_SYS_PTRACE and CAP_SYS_ADMIN, and no other tracer (gdb, strace) on the task"
             }
             Why::DoesNotStop { .. } => "try again; a task in state D waits for a device or for a child made by vfork",
-            Why::OutsideTree => "end the processes started by exec first",
+            Why::OutsideTree => "end it, or move it to another cgroup, first",
             Why::OtherNamespace { .. } => "end that process first; nested containers cannot be carried",
             Why::SharedWithProcess { .. } | Why::SharedNotWithLeader { .. } => "end that process first",
             Why::File { remedy, .. } | Why::Mapping { remedy, .. } | Why::Other { remedy, .. } => remedy,

@@ -50,6 +50,8 @@ pub trait Freezer: std::fmt::Debug {
 pub struct Frozen<'a> {
     /// Parents before their children.
     pub tasks: Vec<Task>,
+    /// Processes that came into the container from outside (exec) and have no parent in it.
+    pub visitors: Vec<Task>,
     /// Every thread that is attached.
     seized: BTreeSet<pid_t>,
     since: Instant,
@@ -62,17 +64,24 @@ impl<'a> Frozen<'a> {
     /// Stops the tree of processes below `init` (a host pid). Of a paused container nobody runs before it stops here.
     pub fn freeze(init: pid_t, paused: Option<&'a dyn Freezer>) -> Result<Frozen<'a>> {
         let since = Instant::now();
-        let mut me =
-            Frozen { tasks: Vec::new(), seized: BTreeSet::new(), since, freezing: Duration::ZERO, paused: None };
+        let mut me = Frozen {
+            tasks: Vec::new(),
+            visitors: Vec::new(),
+            seized: BTreeSet::new(),
+            since,
+            freezing: Duration::ZERO,
+            paused: None,
+        };
         // The cgroup is quick to read. Who is not in it, or has just been made, is found in the tree once that stands still.
-        me.stop(&cgroup_tree(init)?, paused)?;
+        let known = cgroup_tree(init)?;
+        me.stop(&[known.as_slice(), &visitors(init, &known)?].concat(), paused)?;
         let tree = loop {
             let tree = tree(init)?;
-            if !me.stop(&tree, None)? {
+            if !me.stop(&[tree.as_slice(), &visitors(init, &tree)?].concat(), None)? {
                 break tree;
             }
         };
-        me.tasks = me.describe(init, &tree)?;
+        me.describe(init, &tree)?;
         Ok(me)
     }
 
@@ -120,14 +129,13 @@ impl<'a> Frozen<'a> {
     }
 
     /// Merges what was found thread by thread, and adds parents, order and zombies.
-    fn describe(&mut self, init: pid_t, tree: &[pid_t]) -> Result<Vec<Task>> {
+    fn describe(&mut self, init: pid_t, tree: &[pid_t]) -> Result<()> {
         let mut found: HashMap<pid_t, (Vec<Thread>, Option<c_int>)> = HashMap::new();
         for mut task in std::mem::take(&mut self.tasks) {
             let (threads, stopped) = found.entry(task.pid).or_default();
             threads.append(&mut task.threads);
             *stopped = stopped.or(task.stopped);
         }
-        let mut ordered = Vec::new();
         for &pid in tree {
             let stat = proc::stat(pid).map_err(|e| Error::proc(pid, e))?;
             let (mut threads, stopped) = found.remove(&pid).unwrap_or_default();
@@ -135,9 +143,11 @@ impl<'a> Frozen<'a> {
             if threads.first().is_some_and(|t| t.tid != pid) {
                 return Err(Error::refused(pid, Why::LeaderGone));
             }
-            ordered.push(Task { pid, parent: (pid != init).then_some(stat.ppid), threads, stopped });
+            self.tasks.push(Task { pid, parent: (pid != init).then_some(stat.ppid), threads, stopped });
         }
-        Ok(ordered)
+        let visitor = |(pid, (threads, stopped))| Task { pid, parent: None, threads, stopped };
+        self.visitors = found.into_iter().map(visitor).collect();
+        Ok(())
     }
 
     /// Lets threads that an earlier lmrun left in the middle of a remote call come out of it.
@@ -154,7 +164,8 @@ impl<'a> Frozen<'a> {
 
     /// The container ends here: kills every task and waits until its init is gone.
     pub fn kill(mut self) -> Result<()> {
-        let tasks = std::mem::take(&mut self.tasks);
+        let mut tasks = std::mem::take(&mut self.tasks);
+        tasks.append(&mut self.visitors);
         self.seized.clear();
         let fds: Vec<PidFd> = tasks.iter().filter_map(|t| PidFd::open(t.pid).ok()).collect();
         for fd in &fds {
@@ -167,7 +178,9 @@ impl<'a> Frozen<'a> {
         // A tracer is told of the end of its tracees; until it has heard it they stay, and so does who waits for
         // them: init's last thread for all the others, a leader for its threads. So in whatever order they end.
         let mut left: Vec<pid_t> = tasks.iter().flat_map(|t| t.threads.iter().map(|thread| thread.tid)).collect();
-        while !left.is_empty() {
+        // A visitor's parent is somebody else, who may not care for it.
+        let deadline = Instant::now() + 5 * PATIENCE;
+        while !left.is_empty() && Instant::now() < deadline {
             left.retain(|tid| match ptrace::wait(*tid, true) {
                 Ok(status) => !matches!(status, Some(Status::Exited(_) | Status::Killed(_))),
                 Err(_) => false,
@@ -185,7 +198,7 @@ impl Drop for Frozen<'_> {
             tracing::warn!(%error, "the container was paused before its checkpoint and runs now");
         }
         // Children first, so that nobody sees a stopped child; errors mean that the task is gone.
-        for thread in self.tasks.iter().flat_map(|t| &t.threads) {
+        for thread in self.tasks.iter().chain(&self.visitors).flat_map(|t| &t.threads) {
             let _ = hide_stop(thread, is_signalled(thread).unwrap_or(true));
         }
         for tid in self.seized.iter().rev() {
@@ -211,6 +224,14 @@ fn cgroup_tree(init: pid_t) -> Result<Vec<pid_t>> {
     let mut all: Vec<pid_t> = parents.keys().copied().filter(|p| *p != init).filter(descends).collect();
     all.insert(0, init);
     Ok(all)
+}
+
+/// The living members of init's cgroup and pid namespace that are not of its tree.
+fn visitors(init: pid_t, tree: &[pid_t]) -> Result<Vec<pid_t>> {
+    let members = proc::cgroup_members(init).map_err(|e| Error::proc(init, e))?;
+    let own = proc::link(init, "ns/pid").map_err(|e| Error::proc(init, e))?;
+    let others = members.into_iter().filter(|pid| !tree.contains(pid));
+    Ok(others.filter(|pid| proc::link(*pid, "ns/pid").is_ok_and(|theirs| theirs == own)).collect())
 }
 
 /// The processes of the tree, parents before children.
