@@ -231,7 +231,7 @@ impl<'a> Migration<'a> {
             watch(self);
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.source.finish("pre-dump", &mut child)?;
+        self.source.finish("pre-dump", &mut child).inspect_err(|_| end(&mut server))?;
         self.destination.finish("page-server", &mut server)?;
         let took = begin.elapsed();
         self.rounds += 1;
@@ -255,7 +255,11 @@ impl<'a> Migration<'a> {
 
         let begin = Instant::now();
         let mut child = self.hosts.source.within(|| checkpoint.stdout(log.try_clone()?).stderr(log).spawn())?;
-        self.source.finish("checkpoint", &mut child)?;
+        self.source.finish("checkpoint", &mut child).inspect_err(|_| {
+            if let Some((server, _)) = &mut server {
+                end(server);
+            }
+        })?;
         let mut parts = HandOver { checkpoint: begin.elapsed(), ..HandOver::default() };
 
         let at = Instant::now();
@@ -304,6 +308,12 @@ impl Drop for Migration<'_> {
             host::sweep(&side.id);
         }
     }
+}
+
+/// A page server that nobody will speak to any more.
+fn end(server: &mut Child) {
+    let _ = server.kill();
+    let _ = server.wait();
 }
 
 /// A connection from source to destination for image files.
