@@ -244,8 +244,6 @@ fn restore() {
     soon("the client writes", || writer.acknowledged() > 100);
     // What a restore that was done before it was killed took in would be lost with it: nobody writes any more.
     let record = writer.finish();
-    // A connection that is restored each time, and left half-closed in the namespace where the restore came that far.
-    let _idle = victim.connect();
     c.checkpoint(&Checkpoint { images: "final", tcp_established: true, ..Checkpoint::default() }).ok();
     let mut moments = Moments::new();
     let mut usual = Duration::from_millis(150);
