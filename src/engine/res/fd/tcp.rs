@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, SOL_SOCKET, c_int};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, Shutdown, SockFlag, SockType, listen, shutdown, socket};
+use nix::sys::socket::{AddressFamily, Backlog, Shutdown, SockFlag, SockProtocol, SockType, listen, shutdown, socket};
 use nix::unistd::{Uid, fchown};
 
 use super::{address, sockopts};
@@ -194,14 +194,18 @@ pub(super) fn refuse_left_over(inq: usize) -> Result<()> {
     if inq == 0 { Ok(()) } else { Err(Error::Unsupported { what: format!("closed with {inq} unread bytes") }) }
 }
 
-/// A new socket with the options that must be there before it has an address.
+/// A new socket, TCP or UDP, with the options that must be there before it has an address.
 pub(super) fn fresh(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
     let family = match entry.family as c_int {
         libc::AF_INET => AddressFamily::Inet,
         libc::AF_INET6 => AddressFamily::Inet6,
         _ => return Err(Error::Image("address family")),
     };
-    let owned = call("socket")(socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None))?;
+    let (kind, protocol) = match entry.proto as c_int {
+        libc::IPPROTO_UDP => (SockType::Datagram, SockProtocol::Udp),
+        _ => (SockType::Stream, SockProtocol::Tcp),
+    };
+    let owned = call("socket")(socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol))?;
     let fd = owned.as_fd();
     if let Some(more) = more {
         call("fchown")(fchown(fd, Some(Uid::from_raw(more.uid)), None))?;

@@ -3,8 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_UDP, SOL_SOCKET, c_int};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
-use nix::unistd::{Uid, fchown};
 
 use super::tcp::{self, Error, Result, call};
 use super::{address, sockopts};
@@ -104,25 +102,8 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<(InetSkEntry, LmrunSocket)> {
 
 /// Makes a socket, in the network namespace of the calling thread.
 pub fn create(entry: &InetSkEntry, more: Option<&LmrunSocket>) -> Result<OwnedFd> {
-    let family = match entry.family as c_int {
-        libc::AF_INET => AddressFamily::Inet,
-        libc::AF_INET6 => AddressFamily::Inet6,
-        _ => return Err(Error::Image("address family")),
-    };
-    let made = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp);
-    let owned = call("socket")(made)?;
+    let owned = tcp::fresh(entry, more)?;
     let fd = owned.as_fd();
-    if let Some(more) = more {
-        call("fchown")(fchown(fd, Some(Uid::from_raw(more.uid)), None))?;
-        sockopts::restore_more_before_bind(fd, more)?;
-    }
-    if let Some(only) = entry.v6only {
-        sockopts::set(fd, IPPROTO_IPV6, libc::IPV6_V6ONLY, only.into())?;
-    }
-    if let Some(ip) = &entry.ip_opts {
-        sockopts::set(fd, IPPROTO_IP, libc::IP_FREEBIND, ip.freebind.unwrap_or(false).into())?;
-    }
-    sockopts::restore_before_bind(fd, &entry.opts)?;
     tcp::restore_reuse(fd, &entry.opts)?;
     let ends = tcp::addresses(fd, entry)?;
     if ends.local.port() != 0 {
