@@ -80,16 +80,11 @@ pub fn strangers(frozen: &Frozen) -> Result<()> {
     Ok(())
 }
 
-/// Nothing is mounted in the container that it was not made with, but what came to it from the host.
-pub fn mounts(subject: &Subject) -> Result<()> {
-    let of = |pid| proc::mounts(pid).map_err(|e| Error::proc(pid, e));
-    let all = of(subject.init)?;
-    let new = |m: &&proc::Mount| !subject.mounts.is_empty() && !subject.mounts.contains(&m.point);
-    if !all.iter().any(|m| new(&m)) {
-        return Ok(());
-    }
-    let host: BTreeSet<String> = of(std::process::id() as pid_t)?.into_iter().map(|m| m.device).collect();
-    match all.iter().filter(new).find(|m| !host.contains(&m.device)) {
+/// Nothing is mounted in the container that it was not made with, but what came to it from the host. `own`: its mounts of
+/// file systems that the host has not mounted.
+pub fn mounts(subject: &Subject, own: &[proc::Mount]) -> Result<()> {
+    let known = |m: &proc::Mount| subject.mounts.is_empty() || subject.mounts.contains(&m.point);
+    match own.iter().find(|m| !known(m)) {
         None => Ok(()),
         Some(m) => {
             let why = format!("has mounted {} at {} itself, which cannot be carried yet", m.fs_type, m.point);

@@ -1,16 +1,17 @@
 //! Reading a stopped container: the kernel's state in, plain values out. Touches no disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use libc::{c_int, pid_t};
 
 use super::freeze::{Frozen, Task};
 use super::res::fd::{self, Collected, FdFacts, ghost, lock, pipe, tty, unix};
 use super::res::mm;
-use super::res::sysv;
 use super::res::task::{creds, regs, sched, seccomp, signals, thread, timers};
+use super::res::{sysv, tmpfs};
 use super::tree::{Alive, Process, Tree};
 use super::{Error, Result, Subject, Why, checks};
 use crate::image::records::core::{
@@ -23,7 +24,7 @@ use crate::image::records::ns::{TimensEntry, Timespec, UtsnsEntry};
 use crate::image::records::task::{FsEntry, RlimitEntry, SeccompEntry, SignalQueueEntry, TaskTimersEntry};
 use crate::sys::mem::Memory;
 use crate::sys::pidfd::{self, PidFd};
-use crate::sys::proc;
+use crate::sys::proc::{self, Mount};
 use crate::sys::{clock, file, namespace};
 use crate::tracee::batch::Batch;
 use crate::tracee::borrow;
@@ -53,13 +54,11 @@ pub struct Files {
 }
 
 impl Files {
-    pub fn new(subject: &Subject, keep_established: bool) -> Result<Files> {
+    pub fn new(subject: &Subject, mounts: &[Mount], keep_established: bool) -> Result<Files> {
         let init = subject.init;
         let root = std::fs::File::open(format!("/proc/{init}/root")).map_err(|e| Error::proc(init, e))?;
-        let mounts =
-            proc::mounts(init).map_err(|e| Error::proc(init, e))?.into_iter().map(|m| (m.id, m.point)).collect();
         let all = Collected {
-            mounts,
+            mounts: mounts.iter().map(|m| (m.id, m.point.clone())).collect(),
             root: root.into(),
             external: subject.external.iter().map(|l| l.clone().into_bytes()).collect(),
             keep_established,
@@ -173,6 +172,8 @@ pub struct Collection {
     pub files: Files,
     /// One per process that lives, in the order of the tree.
     pub hosts: Vec<Host>,
+    /// Where its own tmpfs mounts are.
+    pub tmpfs: Vec<PathBuf>,
 }
 
 /// Reads everything but pages and the queues of TCP connections.
@@ -180,9 +181,12 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
     checks::namespaces(frozen)?;
     checks::sharing(frozen)?;
     checks::strangers(frozen)?;
-    checks::mounts(subject)?;
+    let mut mounts = mounts(subject.init)?;
     let sysv = if checks::ipc(subject.init)? { sysv::collect(subject.init)? } else { Vec::new() };
-    let mut files = Files::new(subject, keep_established)?;
+    let mut files = Files::new(subject, &mounts, keep_established)?;
+    let host: HashSet<String> = self::mounts(std::process::id() as pid_t)?.into_iter().map(|m| m.device).collect();
+    mounts.retain(|m| !host.contains(&m.device));
+    checks::mounts(subject, &mounts)?;
     let mut seccomp = SeccompEntry::default();
     let (mut processes, mut hosts) = (Vec::new(), Vec::new());
     let inside = checks::pids(frozen)?;
@@ -228,7 +232,11 @@ pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Re
         time: clocks(subject.init)?,
         uts: uts(subject.init)?,
     };
-    Ok(Collection { tree, files, hosts })
+    Ok(Collection { tree, files, hosts, tmpfs: tmpfs::points(&mounts) })
+}
+
+fn mounts(pid: pid_t) -> Result<Vec<Mount>> {
+    proc::mounts(pid).map_err(|e| Error::proc(pid, e))
 }
 
 fn pstree_entry(task: &Task, inside: &HashMap<pid_t, u32>) -> Result<PstreeEntry> {

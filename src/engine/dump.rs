@@ -1,7 +1,7 @@
 //! The final checkpoint: freeze, collect, pages, connections, write, commit.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::collect::{Collection, collect};
@@ -45,7 +45,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     write_pages(req.subject.init, &all, tracking.is_some(), &mut *sink, &mut report, req.progress)?;
     let memory = started.elapsed();
     sink.finish()?;
-    write_tmpfs(req.subject.init, &writer)?;
+    write_tmpfs(req.subject.init, &all.tmpfs, &writer)?;
     all.files.all.ghosts.write(&writer)?;
 
     // Read last: the kernel goes on queueing what peers send, and the lock is short.
@@ -118,13 +118,12 @@ fn write_pages(
     write_all(work, sink, report, progress)
 }
 
-fn write_tmpfs(init: libc::pid_t, writer: &ImageWriter) -> Result<()> {
-    let mounts = tmpfs::own(init).map_err(|e| Error::proc(init, e))?;
+fn write_tmpfs(init: libc::pid_t, mounts: &[PathBuf], writer: &ImageWriter) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
     }
     let archive = writer.new_file(tmpfs::ARCHIVE)?;
-    tmpfs::dump(init, &mounts, archive).map_err(Error::system("archive the container's tmpfs mounts"))
+    tmpfs::dump(init, mounts, archive).map_err(Error::system("archive the container's tmpfs mounts"))
 }
 
 /// Sends all runs and adds up what was done.

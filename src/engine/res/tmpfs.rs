@@ -17,7 +17,7 @@ use nix::sys::time::TimeSpec;
 use tar::{Archive, Builder, Entry, EntryType};
 
 use crate::sys::namespace;
-use crate::sys::proc;
+use crate::sys::proc::Mount;
 
 /// The archive's name in an image directory.
 pub const ARCHIVE: &str = "tmpfs.tar";
@@ -27,20 +27,19 @@ const XATTR: &str = "SCHILY.xattr.";
 /// A time with its nanoseconds, which the header of an entry lacks.
 const MTIME: &str = "mtime";
 
-/// The mount points of a container's own tmpfs mounts that can be written to: none of them is mounted on the host. Those in
-/// /proc and /sys are the runtime's.
-pub fn own(init: pid_t) -> io::Result<Vec<PathBuf>> {
-    let host: BTreeSet<String> = proc::mounts(std::process::id() as pid_t)?.into_iter().map(|m| m.device).collect();
+/// The mount points of those of a container's own mounts that are tmpfs and can be written to, each file system once. Those
+/// in /proc and /sys are the runtime's.
+pub fn points(own: &[Mount]) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
-    for m in proc::mounts(init)?.into_iter().filter(|m| m.fs_type == "tmpfs" && m.root == "/" && !m.read_only) {
-        let point = PathBuf::from(m.point);
+    for m in own.iter().filter(|m| m.fs_type == "tmpfs" && m.root == "/" && !m.read_only) {
+        let point = PathBuf::from(&m.point);
         let runtimes = point.starts_with("/proc") || point.starts_with("/sys");
-        if !runtimes && !host.contains(&m.device) && seen.insert(m.device) {
+        if !runtimes && seen.insert(&m.device) {
             all.push(point);
         }
     }
-    Ok(all)
+    all
 }
 
 /// Writes what is in the given mounts of a stopped container into `archive`.
