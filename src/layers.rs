@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each layer with those it may use.
-const LAYERS: [(&str, &[&str]); 7] = [
-    ("cli", &["runtime", "engine", "transfer", "tracee", "image", "sys"]),
+const LAYERS: [(&str, &[&str]); 8] = [
+    ("cli", &["migrate", "runtime", "engine", "transfer", "tracee", "image", "sys"]),
+    ("migrate", &["runtime", "engine", "transfer", "tracee", "image", "sys"]),
     ("runtime", &["engine", "transfer", "tracee", "image", "sys"]),
     ("engine", &["tracee", "image", "sys"]),
     ("transfer", &["tracee", "image", "sys"]),

@@ -1,0 +1,3 @@
+//! Live migration: a container goes on at another host.
+
+pub mod wire;

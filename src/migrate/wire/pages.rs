@@ -1,0 +1,229 @@
+//! Contents of memory on the wire.
+//!
+//! ```text
+//! offset  0  u32  0: memory of a task, 1: shared memory
+//!         4  u32  encoding
+//!         8  u64  the task's pid inside the container, or the object's id
+//!        16  u64  address of the first page
+//!        24  u64  number of pages
+//!        32       payload
+//! ```
+//! Pages of nothing but zeros, and pages that are like the one before them, are not sent: they cost one header a run.
+
+use std::io::Write;
+
+use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
+
+use super::{Error, MAX_PAYLOAD, Result, Writer};
+use crate::image::pages::{PAGE_SIZE, PagesOf};
+
+/// Bytes of the header.
+pub(super) const HEAD: usize = 32;
+/// Most pages whose bytes are in one message.
+pub const MAX_PAGES: u64 = MAX_PAYLOAD as u64 / PAGE_SIZE;
+/// Most pages in a message that holds no bytes for each: 1 GiB of memory.
+const MAX_RUN: u64 = 1 << 18;
+/// The last address of a user's memory plus one, with five-level page tables.
+const ADDRESS_LIMIT: u64 = 1 << 56;
+
+const PAGE: usize = PAGE_SIZE as usize;
+const ZEROS: [u8; PAGE] = [0; PAGE];
+
+/// How the payload stands for the pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// All bytes.
+    Raw = 0,
+    /// Nothing: all bytes are zero.
+    Zero = 1,
+    /// One page, which all are like.
+    Repeat = 2,
+    /// One LZ4 block.
+    Lz4 = 3,
+}
+
+/// What is tried on pages before they are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    #[default]
+    Lz4,
+}
+
+/// A run of pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pages {
+    pub of: PagesOf,
+    pub vaddr: u64,
+    /// Number of pages.
+    pub count: u64,
+    pub encoding: Encoding,
+    pub payload: Vec<u8>,
+}
+
+/// What a run of pages holds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// All bytes of all pages.
+    Bytes(&'a [u8]),
+    Zeros,
+    /// Every page is this one.
+    Repeat(&'a [u8]),
+}
+
+impl Pages {
+    /// The header for a payload.
+    pub(super) fn head(of: PagesOf, vaddr: u64, count: u64, encoding: Encoding) -> [u8; HEAD] {
+        let (kind, id) = match of {
+            PagesOf::Task(pid) => (0u32, u64::from(pid)),
+            PagesOf::Shmem(id) => (1, id),
+        };
+        let mut head = [0; HEAD];
+        head[..4].copy_from_slice(&kind.to_le_bytes());
+        head[4..8].copy_from_slice(&(encoding as u32).to_le_bytes());
+        for (slot, value) in head[8..].chunks_exact_mut(8).zip([id, vaddr, count]) {
+            slot.copy_from_slice(&value.to_le_bytes());
+        }
+        head
+    }
+
+    /// From a header; the payload, which is still to be read, has `length` bytes.
+    ///
+    /// # Errors
+    /// Pages that nobody can have, and a payload that cannot stand for so many.
+    pub(super) fn from_head(head: &[u8; HEAD], length: usize) -> Result<Pages> {
+        let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| head[at + i]));
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| head[at + i]));
+        let (kind, encoding, id, vaddr, count) = (half(0), half(4), word(8), word(16), word(24));
+        let of = match (kind, u32::try_from(id)) {
+            (0, Ok(pid)) => PagesOf::Task(pid),
+            (1, _) => PagesOf::Shmem(id),
+            _ => return Err(Error::invalid(format!("pages of an unknown kind of target: {kind}, {id}"))),
+        };
+        let end = count.checked_mul(PAGE_SIZE).and_then(|bytes| vaddr.checked_add(bytes));
+        if count == 0 || !vaddr.is_multiple_of(PAGE_SIZE) || end.is_none_or(|end| end > ADDRESS_LIMIT) {
+            return Err(Error::invalid(format!("{count} pages at {vaddr:#x}: no such memory")));
+        }
+        let (encoding, most, fits) = match encoding {
+            0 => (Encoding::Raw, MAX_PAGES, length as u64 == count.saturating_mul(PAGE_SIZE)),
+            1 => (Encoding::Zero, MAX_RUN, length == 0),
+            2 => (Encoding::Repeat, MAX_RUN, length == PAGE),
+            3 => (Encoding::Lz4, MAX_PAGES, length > 0 && (length as u64) < count.saturating_mul(PAGE_SIZE)),
+            unknown => return Err(Error::invalid(format!("pages in an unknown encoding: {unknown}"))),
+        };
+        if count > most || !fits {
+            return Err(Error::invalid(format!("{count} pages ({encoding:?}) in {length} bytes")));
+        }
+        Ok(Pages { of, vaddr, count, encoding, payload: Vec::new() })
+    }
+
+    /// What the pages hold; `room` is where it is unpacked if need be.
+    ///
+    /// # Errors
+    /// A block that is not what it says.
+    pub fn content<'a>(&'a self, room: &'a mut Vec<u8>) -> Result<Content<'a>> {
+        match self.encoding {
+            Encoding::Raw => Ok(Content::Bytes(&self.payload)),
+            Encoding::Zero => Ok(Content::Zeros),
+            Encoding::Repeat => Ok(Content::Repeat(&self.payload)),
+            Encoding::Lz4 => {
+                let size = (self.count * PAGE_SIZE) as usize;
+                if room.len() < size {
+                    room.resize(size, 0);
+                }
+                match decompress_into(&self.payload, &mut room[..size]) {
+                    Ok(length) if length == size => Ok(Content::Bytes(&room[..size])),
+                    Ok(length) => Err(Error::invalid(format!("{} pages that unpack to {length} bytes", self.count))),
+                    Err(e) => Err(Error::invalid(format!("pages that cannot be unpacked: {e}"))),
+                }
+            }
+        }
+    }
+}
+
+/// What has been sent, in pages and in bytes of payload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    pub pages: u64,
+    pub zero: u64,
+    /// Like the page before them.
+    pub repeated: u64,
+    pub bytes: u64,
+}
+
+/// Finds what need not be sent, and sends the rest as short as it gets.
+pub struct PageEncoder {
+    compression: Compression,
+    table: CompressTable,
+    room: Vec<u8>,
+    pub sent: Sent,
+}
+
+impl PageEncoder {
+    pub fn new(compression: Compression) -> Self {
+        PageEncoder { compression, table: CompressTable::large(), room: Vec::new(), sent: Sent::default() }
+    }
+
+    /// Sends the pages at `vaddr`, whose bytes are whole pages, at most [`MAX_PAGES`].
+    pub fn send<W: Write>(&mut self, to: &mut Writer<W>, of: PagesOf, vaddr: u64, bytes: &[u8]) -> Result<()> {
+        let pages: Vec<&[u8]> = bytes.chunks(PAGE).collect();
+        let mut at = 0;
+        while at < pages.len() {
+            let (encoding, count) = run(&pages[at..]);
+            self.run(to, of, vaddr + at as u64 * PAGE_SIZE, encoding, &bytes[at * PAGE..(at + count) * PAGE])?;
+            at += count;
+        }
+        self.sent.pages += pages.len() as u64;
+        Ok(())
+    }
+
+    fn run<W: Write>(
+        &mut self,
+        to: &mut Writer<W>,
+        of: PagesOf,
+        vaddr: u64,
+        encoding: Encoding,
+        data: &[u8],
+    ) -> Result<()> {
+        let count = (data.len() / PAGE) as u64;
+        let compressed = if encoding == Encoding::Raw { self.compress(data) } else { None };
+        let (encoding, payload) = match (encoding, compressed) {
+            (_, Some(length)) => (Encoding::Lz4, &self.room[..length]),
+            (Encoding::Zero, _) => (Encoding::Zero, &[][..]),
+            (Encoding::Repeat, _) => (Encoding::Repeat, &data[..PAGE]),
+            _ => (Encoding::Raw, data),
+        };
+        match encoding {
+            Encoding::Zero => self.sent.zero += count,
+            Encoding::Repeat => self.sent.repeated += count - 1,
+            _ => {}
+        }
+        self.sent.bytes += payload.len() as u64;
+        to.send_pages(of, vaddr, count, encoding, payload)
+    }
+
+    /// The length of what is in `room` then; None if it does not get shorter by an eighth, which would cost the other end more
+    /// than it saves.
+    fn compress(&mut self, data: &[u8]) -> Option<usize> {
+        if self.compression == Compression::None {
+            return None;
+        }
+        let most = get_maximum_output_size(data.len());
+        if self.room.len() < most {
+            self.room.resize(most, 0);
+        }
+        let length = compress_into_with_table(data, &mut self.room, &mut self.table).ok()?;
+        (length <= data.len() / 8 * 7).then_some(length)
+    }
+}
+
+/// How the first pages can be sent, and how many they are.
+fn run(pages: &[&[u8]]) -> (Encoding, usize) {
+    let alike = pages.iter().take_while(|page| *page == &pages[0]).count();
+    let alone = |at: usize| pages[at] != ZEROS && pages.get(at + 1) != Some(&pages[at]);
+    match alike {
+        _ if pages[0] == ZEROS => (Encoding::Zero, alike),
+        1 => (Encoding::Raw, (1..pages.len()).take_while(|&at| alone(at)).count() + 1),
+        _ => (Encoding::Repeat, alike),
+    }
+}
