@@ -34,7 +34,7 @@ use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, birth, caller, chain, copyup, hooks, passwd, restore, streams};
+use super::{Error, Result, birth, caller, chain, copyup, hooks, passwd, restore, standby, streams};
 use crate::sys::netns;
 use crate::sys::proc;
 
@@ -127,9 +127,12 @@ impl HalfMade {
         Ok(container)
     }
 
-    /// Forks init and leaves it waiting for `start`, about to become the workload: a program, or what a checkpoint
-    /// holds.
+    /// Forks init and leaves it waiting for `start`, about to become the workload: a program, what a checkpoint holds,
+    /// or what arrives from another host.
     pub fn build_workload(&mut self, bundle: &Bundle, options: &CreateOptions) -> Result<()> {
+        if let Some(standby) = standby::awaited(&self.state.id, &bundle.path)? {
+            return restore::prepare_standby(self, bundle, standby, options);
+        }
         if let Some(images) = Settings::of(&self.state.annotations)?.checkpoint_to_restore(bundle)? {
             return restore::prepare(self, bundle, images, options);
         }

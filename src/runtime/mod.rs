@@ -31,6 +31,7 @@ mod restore;
 mod run;
 mod seccomp;
 mod settings;
+mod standby;
 mod start;
 mod state;
 mod stats;
@@ -49,6 +50,7 @@ pub use processes::{column as process_column, processes};
 pub use query::{list, pause, resume, status};
 pub use restore::{RestoreOptions, restore};
 pub use run::{Attachment, run};
+pub use standby::{Arrived, StandbySocket};
 pub use start::start;
 pub use state::{State, Status, Store};
 pub use update::{Schemata, update};
@@ -131,6 +133,8 @@ pub enum Error {
     NoPidNamespace,
     #[error("the container's init did not become ready to be restored")]
     PuppetLost,
+    #[error("the container was to arrive from another host: {0}")]
+    Standby(String),
     #[error(transparent)]
     Engine(crate::engine::Error),
 }

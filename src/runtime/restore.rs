@@ -3,7 +3,8 @@
 //!
 //! Either in one go, or in two: a container whose configuration names a checkpoint
 //! ([`Settings::checkpoint_to_restore`](super::settings::Settings::checkpoint_to_restore)) gets its puppet from
-//! `create` and its processes from `start`, so that every engine can restore.
+//! `create` and its processes from `start`, so that every engine can restore. So does one whose processes arrive from
+//! another host ([`standby`]).
 
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
@@ -19,10 +20,9 @@ use super::create::{CreateOptions, HalfMade};
 use super::puppet::PuppetExecutor;
 use super::run::{Attachment, Foreground, own_console};
 use super::settings::Settings;
-use super::state::{Status, Store};
-use super::streams;
-use super::{Error, Result, start};
-use crate::engine::{self, Plan, Puppet, RestoreRequest};
+use super::state::{State, Status, Store};
+use super::{Error, Result, standby, start, streams};
+use crate::engine::{self, ClockOffsets, Plan, Puppet, RestoreRequest};
 use crate::sys::pidfd::PidFd;
 
 /// A restore as asked for on the command line.
@@ -39,9 +39,17 @@ pub struct RestoreOptions {
 /// A restore of which `create` has made the container, and `start` is to make the processes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pending {
-    images: PathBuf,
+    from: Origin,
     /// The waiting init's copy of the driver's end of the puppet's socket.
     control: i32,
+}
+
+/// Where the processes are to come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum Origin {
+    Images(PathBuf),
+    /// The directory of a [`standby`].
+    Standby(PathBuf),
 }
 
 /// Makes container `id` from a checkpoint. Attached, waits for its end like [`run`](super::run::run).
@@ -60,7 +68,7 @@ pub fn restore(store: &Store, id: &str, options: &RestoreOptions) -> Result<i32>
         let mut container = HalfMade::begin(store, id, &bundle)?;
         let mut create = options.create.clone();
         let socket = own_console(&bundle, &mut create, options.attachment, container.dir())?;
-        let control = raise_puppet(&mut container, &bundle, &plan, &create)?;
+        let control = raise_puppet(&mut container, &bundle, plan.clock_offsets(), &create)?;
         if let Some(signals) = &mut signals {
             signals.join(socket)?;
         }
@@ -85,19 +93,46 @@ pub(super) fn prepare(
 ) -> Result<()> {
     // Planned again by `start`: here it tells the clocks, and what is wrong while the caller listens.
     let plan = plan(bundle, &images, container.dir(), true)?;
-    let control = raise_puppet(container, bundle, &plan, options)?;
-    container.restores(Pending { images, control: control.as_raw_fd() });
+    let control = raise_puppet(container, bundle, plan.clock_offsets(), options)?;
+    container.restores(Pending { from: Origin::Images(images), control: control.as_raw_fd() });
     Ok(())
 }
 
-/// The second half: `init`, which waits in libcontainer's last step, becomes the checkpoint's.
-pub(super) fn complete(dir: &Path, init: i32, pending: &Pending) -> Result<()> {
+/// The same for a container whose processes arrive from another host.
+pub(super) fn prepare_standby(
+    container: &mut HalfMade,
+    bundle: &Bundle,
+    (standby, clocks): (PathBuf, ClockOffsets),
+    options: &CreateOptions,
+) -> Result<()> {
+    if !bundle.makes_namespace(LinuxNamespaceType::Pid) {
+        return Err(Error::NoPidNamespace);
+    }
+    let control = raise_puppet(container, bundle, clocks, options)?;
+    container.restores(Pending { from: Origin::Standby(standby), control: control.as_raw_fd() });
+    Ok(())
+}
+
+/// The second half: `init`, which waits in libcontainer's last step, becomes the checkpoint's, or whoever receives
+/// the container makes it what it was elsewhere.
+pub(super) fn complete(dir: &Path, state: &State, init: i32, pending: &Pending) -> Result<()> {
     let waiting = PidFd::open(init).map_err(|e| Error::io("init", e))?;
     let control = waiting.get(pending.control).map_err(|e| Error::io("the puppet's socket", e))?;
-    let images = pending.images.clone();
-    let request = RestoreRequest { work: dir.to_owned(), tcp_established: true, images };
+    let mut control = UnixStream::from(control);
+    let images = match &pending.from {
+        Origin::Images(images) => images.clone(),
+        Origin::Standby(standby) => {
+            // A puppet has none any more.
+            let streams = (0..3).filter_map(|n| Some((n, waiting.get(n).ok()?))).collect();
+            start::go(dir)?;
+            wait_ready(&mut control)?;
+            let State { bundle, rootfs, .. } = state;
+            return standby::report(standby, standby::Made { init, dir, bundle, rootfs, control, streams });
+        }
+    };
+    let request = RestoreRequest { work: dir.to_owned(), tcp_established: true, images: images.clone() };
     let plan = engine::plan(request).map_err(Error::Engine)?;
-    rebuild(plan, &pending.images, dir, init, control.into(), dir)
+    rebuild(plan, &images, dir, init, control, dir)
 }
 
 fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool) -> Result<Plan> {
@@ -110,12 +145,17 @@ fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool) -> R
 
 /// Builds the container around an init that becomes a puppet as soon as it is started; gives the driver's end
 /// of its socket.
-fn raise_puppet(container: &mut HalfMade, bundle: &Bundle, plan: &Plan, options: &CreateOptions) -> Result<UnixStream> {
+fn raise_puppet(
+    container: &mut HalfMade,
+    bundle: &Bundle,
+    clocks: ClockOffsets,
+    options: &CreateOptions,
+) -> Result<UnixStream> {
     let (executor, control) =
         PuppetExecutor::new(container.keyring(options)).map_err(|e| Error::io("socketpair", e))?;
     // Descriptors handed down are the dumped tasks' affair.
     let options = CreateOptions { preserve_fds: 0, ..options.clone() };
-    container.build(bundle.spec_for_puppet(plan.clock_offsets())?, Box::new(executor.clone()), &options)?;
+    container.build(bundle.spec_for_puppet(clocks)?, Box::new(executor.clone()), &options)?;
     executor.release();
     Ok(control)
 }

@@ -32,7 +32,7 @@ pub fn start(store: &Store, id: &str) -> Result<()> {
 
 pub(super) fn start_locked(locked: &Locked, state: &mut State) -> Result<()> {
     match (state.restore.take(), state.init) {
-        (Some(pending), Some(init)) => restore::complete(locked.dir(), init.pid, &pending)?,
+        (Some(pending), Some(init)) => restore::complete(locked.dir(), state, init.pid, &pending)?,
         _ => start_workload(locked)?,
     }
     for used in [START_REPORT, NOTIFY_SOCKET] {

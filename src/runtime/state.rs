@@ -74,7 +74,7 @@ pub struct State {
     /// The hooks that are still to run; config.json may have changed or gone by then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
-    /// A created container that `start` makes from a checkpoint.
+    /// A created container that `start` makes from a checkpoint, or from what arrives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore: Option<Pending>,
     /// The container is in its maker's session keyring, not in one of its own.
@@ -247,7 +247,7 @@ fn load(dir: &Path) -> Result<State> {
 }
 
 /// runc's rule: letters, digits and `_+-.`, and nothing that a directory already means.
-fn validate_id(id: &str) -> Result<()> {
+pub(super) fn validate_id(id: &str) -> Result<()> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
     if id.is_empty() || id == "." || id == ".." || id.len() > 255 || !id.chars().all(allowed) {
         return Err(Error::InvalidId(id.to_owned()));
