@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use nix::sys::prctl;
 
@@ -25,10 +25,12 @@ mod features;
 mod kill;
 mod list;
 mod log;
+mod migrate;
 mod page_server;
 mod pause;
 mod progress;
 mod ps;
+mod receive;
 mod report;
 mod restore;
 mod resume;
@@ -87,9 +89,11 @@ enum Command {
     Features(features::Args),
     Kill(kill::Args),
     List(list::Args),
+    Migrate(Box<migrate::Args>),
     PageServer(page_server::Args),
     Pause(pause::Args),
     Ps(ps::Args),
+    Receive(receive::Args),
     Restore(restore::Args),
     Resume(resume::Args),
     Run(run::Args),
@@ -111,9 +115,11 @@ impl Command {
             Command::Features(args) => args.run(),
             Command::Kill(args) => args.run(store),
             Command::List(args) => args.run(store),
+            Command::Migrate(args) => args.run(store),
             Command::PageServer(args) => args.run(),
             Command::Pause(args) => args.run(store),
             Command::Ps(args) => args.run(store),
+            Command::Receive(args) => args.run(store),
             Command::Restore(args) => args.run(store),
             Command::Resume(args) => args.run(store),
             Command::Run(args) => args.run(store),
@@ -138,7 +144,7 @@ pub fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse_from(argv::normalized(std::env::args_os())) {
         Ok(cli) => cli,
-        Err(error) => return misused(&error),
+        Err(error) => return misused(&error, std::env::args_os()),
     };
     match log::start(&cli.global).and_then(|()| {
         let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
@@ -155,12 +161,12 @@ pub fn main() -> ExitCode {
 /// Whether a process that lmrun forks may become or enter a container. Asked before the command line is parsed, which would
 /// happen twice otherwise: a container that is called like one of these commands costs an execve(2), and that is all.
 fn enters_container(mut argv: impl Iterator<Item = OsString>) -> bool {
-    argv.any(|word| ["create", "exec", "restore", "run"].iter().any(|command| word == *command))
+    argv.any(|word| ["create", "exec", "receive", "restore", "run"].iter().any(|command| word == *command))
 }
 
 /// Shows help that was asked for, or what is wrong with the command line: that in runc's words too, where engines look
 /// for them.
-fn misused(error: &clap::Error) -> ExitCode {
+fn misused(error: &clap::Error, argv: impl Iterator<Item = OsString>) -> ExitCode {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.split(' ').next().unwrap_or_default(),
@@ -177,8 +183,16 @@ fn misused(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     ExitCode::from(match error.kind() {
         ErrorKind::InvalidSubcommand => 3,
+        _ if error.use_stderr() && is_lmruns_own(argv) => migrate::MISUSED,
         _ => u8::from(error.use_stderr()),
     })
+}
+
+/// Whether the command is one that runc does not have, whose exit codes are lmrun's own.
+fn is_lmruns_own(mut argv: impl Iterator<Item = OsString>) -> bool {
+    let commands = Cli::command();
+    let command = argv.find(|word| commands.get_subcommands().any(|known| word == known.get_name()));
+    command.is_some_and(|command| command == "migrate" || command == "receive")
 }
 
 /// Goes on in a program file that the container cannot write to; comes back only when it does.
@@ -194,7 +208,6 @@ fn seal() -> Result<(), report::Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {

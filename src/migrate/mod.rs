@@ -1,3 +1,78 @@
 //! Live migration: a container goes on at another host.
 
+pub mod destination;
+pub mod events;
+pub mod options;
+pub mod source;
+pub mod transport;
 pub mod wire;
+
+use crate::{engine, runtime};
+use wire::message::Finding;
+
+pub use events::Event;
+pub use options::{Container, Options};
+pub use transport::Destination;
+
+/// Why a container was not moved.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    #[error(transparent)]
+    Transport(#[from] transport::Error),
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The checks found what blocks.
+    #[error("{}", blocking(.0))]
+    Refused(Vec<Finding>),
+    #[error("it was interrupted")]
+    Interrupted,
+    #[error("{0}")]
+    Other(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+fn blocking(findings: &[Finding]) -> String {
+    let each = findings.iter().filter(|f| f.blocks).map(|f| format!("{}: {} ({})", f.place, f.what, f.remedy));
+    each.collect::<Vec<_>>().join("; ")
+}
+
+/// How the container at the source is after a migration that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Now {
+    /// Nothing was done to it.
+    Untouched,
+    /// It was frozen or prepared, and runs on.
+    Running,
+    /// It is frozen, and whether it runs at the destination is not known; the command finds out.
+    Frozen { settle: String },
+}
+
+/// A migration that did not come to its end.
+#[derive(Debug)]
+pub struct Failed {
+    pub error: Error,
+    pub now: Now,
+}
+
+impl Failed {
+    /// Before anything was done to the container.
+    pub fn untouched(error: impl Into<Error>) -> Self {
+        Failed { error: error.into(), now: Now::Untouched }
+    }
+}
+
+/// A migration that did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Moved,
+    /// Only checks were asked for, and nothing blocks.
+    Checked,
+}
+
+/// Whom events are told to; from any thread.
+pub type Observer<'a> = &'a (dyn Fn(Event) + Sync);
