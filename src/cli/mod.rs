@@ -27,6 +27,7 @@ mod list;
 mod log;
 mod migrate;
 mod page_server;
+mod pair;
 mod pause;
 mod progress;
 mod ps;
@@ -91,6 +92,7 @@ enum Command {
     List(list::Args),
     Migrate(Box<migrate::Args>),
     PageServer(page_server::Args),
+    Pair(pair::Args),
     Pause(pause::Args),
     Ps(ps::Args),
     Receive(receive::Args),
@@ -117,6 +119,7 @@ impl Command {
             Command::List(args) => args.run(store),
             Command::Migrate(args) => args.run(store),
             Command::PageServer(args) => args.run(),
+            Command::Pair(args) => args.run(),
             Command::Pause(args) => args.run(store),
             Command::Ps(args) => args.run(store),
             Command::Receive(args) => args.run(store),

@@ -3,6 +3,7 @@
 pub mod destination;
 pub mod events;
 pub mod options;
+pub mod pairing;
 pub mod source;
 pub mod transport;
 pub mod wire;

@@ -1,9 +1,11 @@
-//! Pages over the network: server and client in CRIU's protocol.
+//! Pages over the network: server and client in CRIU's protocol; connections between hosts that know each other.
 
 pub mod inbox;
 pub mod page_client;
 pub mod page_server;
+pub mod pki;
 pub mod protocol;
+pub mod tls;
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
