@@ -219,7 +219,7 @@ fn digest(bytes: &[u8]) -> pki::Fingerprint {
 
 /// A text of at most 255 bytes, its length before it.
 fn word(text: &str) -> Vec<u8> {
-    let len = text.floor_char_boundary(255);
+    let len = (0..=text.len().min(255)).rev().find(|len| text.is_char_boundary(*len)).unwrap_or(0);
     [&[len as u8], &text.as_bytes()[..len]].concat()
 }
 
