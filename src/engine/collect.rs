@@ -176,6 +176,16 @@ pub struct Collection {
     pub tmpfs: Vec<PathBuf>,
 }
 
+impl Collection {
+    /// Moves what was found of files into the tree, when nothing more is to be found.
+    pub fn take_records(&mut self) {
+        let found = &mut self.files.all;
+        self.tree.files = std::mem::take(&mut found.files);
+        self.tree.pipe_data = std::mem::take(&mut found.pipe_data);
+        self.tree.socket_queues = std::mem::take(&mut found.socket_queues);
+    }
+}
+
 /// Reads everything but pages and the queues of TCP connections.
 pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Result<Collection> {
     checks::namespaces(frozen)?;

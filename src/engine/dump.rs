@@ -50,9 +50,7 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
 
     // Read last: the kernel goes on queueing what peers send, and the lock is short.
     let bracket: Bracket = watch.enter(&mut all, req.fate)?;
-    all.tree.files = std::mem::take(&mut all.files.all.files);
-    all.tree.pipe_data = std::mem::take(&mut all.files.all.pipe_data);
-    all.tree.socket_queues = std::mem::take(&mut all.files.all.socket_queues);
+    all.take_records();
     all.tree.extra.network_lock = bracket.table();
     all.tree.write(&writer)?;
     for (name, content) in &req.extra_files {
@@ -118,7 +116,7 @@ fn write_pages(
     write_all(work, sink, report, progress)
 }
 
-fn write_tmpfs(init: libc::pid_t, mounts: &[PathBuf], writer: &ImageWriter) -> Result<()> {
+pub(super) fn write_tmpfs(init: libc::pid_t, mounts: &[PathBuf], writer: &ImageWriter) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
     }

@@ -99,7 +99,7 @@ fn put(piece: &Piece, memory: &Memory, uffd: Option<&Uffd>) -> io::Result<usize>
     Ok(e.pages as usize)
 }
 
-fn put_differing(vaddr: u64, bytes: &[u8], memory: &Memory) -> io::Result<usize> {
+pub fn put_differing(vaddr: u64, bytes: &[u8], memory: &Memory) -> io::Result<usize> {
     let mut there = vec![0; bytes.len()];
     memory.read(vaddr, &mut there)?;
     let mut written = 0;

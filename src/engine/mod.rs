@@ -5,6 +5,7 @@
 
 mod checks;
 mod collect;
+pub mod departure;
 mod dump;
 mod error;
 mod fill;
@@ -16,6 +17,8 @@ mod network;
 mod plan;
 mod rebuild;
 pub mod res;
+mod spans;
+pub mod standby;
 mod track;
 mod tree;
 
@@ -23,6 +26,7 @@ pub use dump::dump;
 pub use error::{Error, Result, Why};
 pub use freeze::Freezer;
 pub use plan::{Plan, plan};
+pub use rebuild::Ready;
 pub use rebuild::RestoreReport;
 pub use track::{can_track, pre_dump};
 

@@ -171,6 +171,12 @@ impl Quiet {
 }
 
 impl Revival {
+    /// For sockets that have no peers.
+    pub fn of_nothing(first: pid_t) -> Result<Revival> {
+        let (streams, extras) = (BTreeMap::new(), HashMap::new());
+        Ok(Revival { netns: netns_of(first)?, streams, extras, silent: Vec::new(), quiet: None })
+    }
+
     /// `first` is a process in the container's network namespace.
     pub fn prepare(first: pid_t, tree: &mut Tree) -> Result<Revival> {
         let netns = netns_of(first)?;

@@ -32,7 +32,8 @@ pub struct Plan {
     pub(super) tree: Tree,
     pub(super) births: HashMap<u32, Birth>,
     pub(super) stage: Stage,
-    pub(super) pages: BTreeMap<PagesOf, Vec<Extent>>,
+    /// Where all pages are; None: they come by themselves, to a standby.
+    pub(super) pages: Option<BTreeMap<PagesOf, Vec<Extent>>>,
     pub(super) external: HashMap<Vec<u8>, OwnedFd>,
     pub(super) ghosts: Ghosts,
     /// The content of the container's own tmpfs mounts.
@@ -43,39 +44,54 @@ pub struct Plan {
 /// Reads a checkpoint and finds out how to restore it, and whether that can be done.
 pub fn plan(req: RestoreRequest) -> Result<Plan> {
     let dir = ImageDir::open(&req.images)?;
-    let tree = Tree::read(&dir)?;
-    let bad = |what: String| Error::BadImage { path: req.images.clone(), what };
-    check(&tree).map_err(&bad)?;
-    if !tree.streams.is_empty() && !req.tcp_established {
-        return Err(bad(format!("holds {} established TCP connections; use --tcp-established", tree.streams.len())));
+    let mut plan = Plan::of_records(&dir, req.work)?;
+    if !plan.tree.streams.is_empty() && !req.tcp_established {
+        let what = format!("holds {} established TCP connections; use --tcp-established", plan.tree.streams.len());
+        return Err(Error::BadImage { path: req.images, what });
     }
-    let births = births(&tree.processes).map_err(&bad)?;
+    plan.pages = Some(pages(&dir, &plan.tree)?);
+    Ok(plan)
+}
+
+fn pages(dir: &ImageDir, tree: &Tree) -> Result<BTreeMap<PagesOf, Vec<Extent>>> {
     let mut pages = BTreeMap::new();
     for (pid, alive) in tree.processes.iter().filter_map(|p| Some((p.entry.pid, p.alive.as_ref()?))) {
         let of = PagesOf::Task(pid);
-        pages.insert(of, page_extents(&dir, of)?);
+        pages.insert(of, page_extents(dir, of)?);
         for v in &alive.mm.vmas {
             if let Content::Shmem(id) = mm::content(v) {
                 let of = PagesOf::Shmem(id);
                 if let std::collections::btree_map::Entry::Vacant(e) = pages.entry(of) {
-                    e.insert(page_extents(&dir, of)?);
+                    e.insert(page_extents(dir, of)?);
                 }
             }
         }
     }
     for segment in &tree.sysv {
         let of = PagesOf::Shmem(segment.desc.id.into());
-        pages.insert(of, page_extents(&dir, of)?);
+        pages.insert(of, page_extents(dir, of)?);
     }
-    let taken =
-        tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.mm.vmas).map(|v| (v.start, v.end));
-    let stage = Stage::find(taken.collect());
-    let ghosts = Ghosts::read(&dir)?;
-    let tmpfs = dir.file_if_there(tmpfs::ARCHIVE)?;
-    Ok(Plan { births, stage, pages, external: HashMap::new(), ghosts, tmpfs, work: req.work, tree })
+    Ok(pages)
 }
 
 impl Plan {
+    /// A plan for a standby: of the records alone. `work`: where `stats-restore` goes.
+    pub fn of_records(dir: &ImageDir, work: std::path::PathBuf) -> Result<Plan> {
+        let tree = Tree::read(dir)?;
+        let bad = |what: String| Error::BadImage { path: dir.path().to_owned(), what };
+        check(&tree).map_err(&bad)?;
+        let births = births(&tree.processes).map_err(&bad)?;
+        let stage = Stage::find(mappings(&tree).collect());
+        let ghosts = Ghosts::read(dir)?;
+        let tmpfs = dir.file_if_there(tmpfs::ARCHIVE)?;
+        Ok(Plan { births, stage, pages: None, external: HashMap::new(), ghosts, tmpfs, work, tree })
+    }
+
+    /// The pages of a task or an object, as far as they are in images.
+    pub(super) fn extents(&self, of: PagesOf) -> &[Extent] {
+        self.pages.as_ref().and_then(|pages| pages.get(&of)).map_or(&[], |extents| extents)
+    }
+
     /// Names the files that replace those in [`Subject::external`](super::Subject): the dumped link and the new file.
     pub fn replace(&mut self, external: Vec<(String, OwnedFd)>) {
         self.external = really_external(&self.tree, external);
@@ -110,6 +126,11 @@ fn really_external(tree: &Tree, given: Vec<(String, OwnedFd)>) -> HashMap<Vec<u8
     };
     let links = given.into_iter().map(|(link, fd)| (link.into_bytes(), fd));
     links.filter(|(link, _)| !pipe(link) && !socket(link)).collect()
+}
+
+/// Start and end of all mappings of all processes.
+pub(super) fn mappings(tree: &Tree) -> impl Iterator<Item = (u64, u64)> {
+    tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.mm.vmas).map(|v| (v.start, v.end))
 }
 
 fn check(tree: &Tree) -> std::result::Result<(), String> {

@@ -101,11 +101,11 @@ impl Tracking {
 
 /// The userfaultfds of a container's processes, in our hands for the length of a round.
 #[derive(Debug, Default)]
-struct Session(HashMap<Who, Uffd>);
+pub(super) struct Session(HashMap<Who, Uffd>);
 
 impl Session {
     /// Takes them over from the keeper, which ends. From now on nobody trusts the notes.
-    fn take(subject: &Subject) -> Result<Session> {
+    pub fn take(subject: &Subject) -> Result<Session> {
         let Some(note) = read_note(subject)? else { return Ok(Session::default()) };
         let path = note_path(subject);
         fs::remove_file(&path).map_err(Error::system(path.display()))?;
@@ -155,8 +155,13 @@ impl Session {
         }
     }
 
+    /// The userfaultfd of a process.
+    pub fn of(&self, pid: pid_t) -> Option<&Uffd> {
+        self.0.get(&(pid, start_time(pid).ok()?))
+    }
+
     /// The userfaultfd of a stopped process; made by it if we have none.
-    fn ensure(&mut self, task: &Task, vmas: &[Vma], memory: &Memory) -> Result<Who> {
+    pub fn ensure(&mut self, task: &Task, vmas: &[Vma], memory: &Memory) -> Result<Who> {
         let who = (task.pid, start_time(task.pid).map_err(|e| Error::proc(task.pid, e))?);
         if let Some(known) = self.0.get(&who) {
             // A program that was executed since has another address space; the old one answers ESRCH.

@@ -26,6 +26,7 @@ const MAX_PARENTS: usize = 128;
 /// under its final name by [`commit`](Self::commit) or never. A lock on the directory tells the
 /// living from what the dead left behind; the next writer for the same name removes the latter.
 /// (Processes forked meanwhile must not keep the descriptor.)
+#[derive(Debug)]
 pub struct ImageWriter {
     target: PathBuf,
     staging: PathBuf,
@@ -182,6 +183,7 @@ impl Drop for ImageWriter {
 
 /// An image directory that is read. Files are opened without following links, so nothing
 /// outside the directory is taken for a part of it; only `parent` leads elsewhere.
+#[derive(Debug)]
 pub struct ImageDir {
     path: PathBuf,
     dir: OwnedFd,

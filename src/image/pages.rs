@@ -26,6 +26,41 @@ impl fmt::Display for PagesOf {
     }
 }
 
+/// Consecutive pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Address of the first page, a multiple of [`PAGE_SIZE`].
+    pub vaddr: u64,
+    pub pages: u64,
+}
+
+impl Span {
+    /// The pages in [start, end), both multiples of the page size.
+    pub fn between(start: u64, end: u64) -> Span {
+        Span { vaddr: start, pages: end.saturating_sub(start) / PAGE_SIZE }
+    }
+
+    pub fn of(run: &PageRun) -> Span {
+        Span { vaddr: run.vaddr, pages: run.pages }
+    }
+
+    /// Address after the last page.
+    pub fn end(self) -> u64 {
+        self.vaddr + self.pages * PAGE_SIZE
+    }
+
+    /// The pages that are in both.
+    pub fn cut(self, other: Span) -> Option<Span> {
+        let (start, end) = (self.vaddr.max(other.vaddr), self.end().min(other.end()));
+        (start < end).then(|| Span::between(start, end))
+    }
+
+    /// The address of each page.
+    pub fn addresses(self) -> impl Iterator<Item = u64> {
+        (self.vaddr..self.end()).step_by(PAGE_SIZE as usize)
+    }
+}
+
 /// Consecutive pages that share one fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRun {

@@ -20,22 +20,72 @@ struct StandIns {
     all: BTreeMap<u32, (Built, u32)>,
 }
 
-/// Makes all processes, with their memory, sessions and groups.
-pub fn raise(site: &mut Site, init: Built) -> Result<BTreeMap<u32, Built>> {
+/// Makes all processes around the first one, with their address spaces and sessions.
+pub fn raise(site: &mut Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
     let processes = site.plan.tree.processes.clone();
-    let mut all = BTreeMap::from([(1, init)]);
-    let mut stand_ins = StandIns::default();
     let root = &processes[0];
-    settle_space(site, &mut all, root, None, &processes)?;
-    become_leader(&mut all, root)?;
-    children(site, &mut all, &mut stand_ins, root, &processes)?;
-    groups(site, &mut all, &mut stand_ins, &processes)?;
-    stand_ins.dismiss(&mut all)?;
-    for p in processes.iter().filter(|p| plan::is_zombie(p)) {
-        end(&mut all, p)?;
+    settle_space(site, all, root, None, &processes)?;
+    become_leader(all, root)?;
+    let mut stand_ins = StandIns::default();
+    children(site, all, &mut stand_ins, root, &processes)?;
+    stand_ins.dismiss(all)
+}
+
+/// Makes those that are not there yet.
+pub fn join(site: &mut Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+    let processes = site.plan.tree.processes.clone();
+    let mut stand_ins = StandIns::default();
+    for p in &processes {
+        early(site, all, &mut stand_ins, p, &processes)?;
+        become_leader(all, p)?;
+        children(site, all, &mut stand_ins, p, &processes)?;
     }
-    drain(&mut all, processes.len())?;
-    Ok(all)
+    stand_ins.dismiss(all)
+}
+
+/// Ends those that are gone or have other parents or sessions by now, and all below them. Whose memory is gone with them is
+/// for the caller to see.
+pub fn part(all: &mut BTreeMap<u32, Built>, before: &[Process], now: &[Process]) -> Result<()> {
+    let mut leaving: BTreeSet<u32> = BTreeSet::new();
+    // Children of who has ended are init's, here as there.
+    let left = |pid: u32| now.iter().all(|p| p.entry.pid != pid);
+    for p in before.iter().filter(|p| all.contains_key(&p.entry.pid)) {
+        let parent = if left(p.entry.ppid) { 1 } else { p.entry.ppid };
+        let same = now.iter().find(|n| n.entry.pid == p.entry.pid).is_some_and(|n| {
+            let session = n.entry.sid == p.entry.sid || n.entry.sid == n.entry.pid;
+            n.entry.pid == 1 || (n.entry.ppid == parent && session)
+        });
+        if !same || (!left(p.entry.ppid) && leaving.contains(&p.entry.ppid)) {
+            leaving.insert(p.entry.pid);
+        }
+    }
+    for p in before.iter().rev().filter(|p| leaving.contains(&p.entry.pid)) {
+        let Some(puppet) = all.remove(&p.entry.pid) else { continue };
+        exit(puppet, 0)?;
+        let parent = if all.contains_key(&p.entry.ppid) { p.entry.ppid } else { 1 };
+        let wait = [u64::from(p.entry.pid), 0, libc::__WALL as u64, 0];
+        built(all, parent)?.main.call("wait4", libc::SYS_wait4, wait)?;
+    }
+    Ok(())
+}
+
+/// Process groups and zombies, once all processes are there.
+pub fn settle(site: &Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+    let processes = &site.plan.tree.processes;
+    for p in processes.iter().filter(|p| p.entry.sid != 0) {
+        let there = session(built(all, p.entry.pid)?.pid)?;
+        if there != p.entry.sid {
+            let what = format!("process {} is in session {there} instead of {}", p.entry.pid, p.entry.sid);
+            return Err(Error::BadRecord { what });
+        }
+    }
+    let mut stand_ins = StandIns::default();
+    groups(site, all, &mut stand_ins, processes)?;
+    stand_ins.dismiss(all)?;
+    for p in processes.iter().filter(|p| plan::is_zombie(p)) {
+        end(all, p)?;
+    }
+    drain(all, processes.len())
 }
 
 /// The parts of a new process that come before it has children.
@@ -56,11 +106,14 @@ fn become_leader(all: &mut BTreeMap<u32, Built>, p: &Process) -> Result<()> {
         return Ok(());
     }
     let me = built(all, p.entry.pid)?;
-    let status = proc::status(me.pid).and_then(|s| s.innermost("NSsid")).map_err(|e| Error::proc(me.pid, e))?;
-    if status != p.entry.sid {
+    if session(me.pid)? != p.entry.sid {
         me.main.call("setsid", libc::SYS_setsid, [])?;
     }
     Ok(())
+}
+
+fn session(pid: pid_t) -> Result<u32> {
+    proc::status(pid).and_then(|s| s.innermost("NSsid")).map_err(|e| Error::proc(pid, e))
 }
 
 /// Makes the children of `parent`, each followed by its own.
@@ -72,6 +125,9 @@ fn children(
     processes: &[Process],
 ) -> Result<()> {
     for p in processes.iter().filter(|p| p.entry.ppid == parent.entry.pid) {
+        if all.contains_key(&p.entry.pid) {
+            continue;
+        }
         let birth = site.plan.births[&p.entry.pid];
         if birth == (Birth::Child { before_setsid: true }) {
             continue; // made before its parent became a session leader
@@ -107,14 +163,26 @@ fn make(
     // A stand-in has the memory of the process that made it.
     let shaped_by = stand_ins.all.get(&maker).map_or(maker, |(_, parent)| *parent);
     settle_space(site, all, p, Some(shaped_by), processes)?;
-    let early =
-        |c: &&Process| c.entry.ppid == e.pid && site.plan.births[&c.entry.pid] == Birth::Child { before_setsid: true };
-    let early: Vec<&Process> = processes.iter().filter(early).collect();
-    for c in early {
-        make(site, all, stand_ins, c, Birth::Child { before_setsid: true }, processes)?;
-    }
+    early(site, all, stand_ins, p, processes)?;
     become_leader(all, p)?;
     children(site, all, stand_ins, p, processes)
+}
+
+/// Makes the children that a process had before it began a session of its own.
+fn early(
+    site: &mut Site,
+    all: &mut BTreeMap<u32, Built>,
+    stand_ins: &mut StandIns,
+    parent: &Process,
+    processes: &[Process],
+) -> Result<()> {
+    let birth = Birth::Child { before_setsid: true };
+    for c in processes.iter().filter(|c| c.entry.ppid == parent.entry.pid) {
+        if !all.contains_key(&c.entry.pid) && site.plan.births[&c.entry.pid] == birth {
+            make(site, all, stand_ins, c, birth, processes)?;
+        }
+    }
+    Ok(())
 }
 
 /// clone3(2) with the pid that the new process is to have.

@@ -4,9 +4,9 @@
 //! stays shared; `files` gives them their files, `threads` their threads and all that is a thread's own. The commit is
 //! the detach: until then all of them die with lmrun.
 
-mod family;
+pub(super) mod family;
 mod files;
-mod space;
+pub(super) mod space;
 mod threads;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -23,7 +23,7 @@ use super::res::{sysv, tmpfs};
 use super::{Error, Puppet as FirstPuppet, Result};
 use crate::image::dir;
 use crate::image::format;
-use crate::image::pages::PagesOf;
+use crate::image::pages::{PagesOf, Span};
 use crate::image::records::stats::{RestoreStatsEntry, StatsEntry};
 use crate::sys::mem::Memory;
 use crate::sys::{clock, ptrace};
@@ -49,12 +49,14 @@ pub(super) struct Built {
     pub memory: Memory,
     /// All threads but the main one, in the order of the record.
     pub others: Vec<Puppet>,
+    /// What it has of the memory of the process that made it.
+    pub inherited: Vec<Span>,
 }
 
 impl Built {
     pub fn adopt(pid: pid_t, main: Puppet) -> Result<Built> {
         let memory = Memory::open(pid).map_err(|e| Error::proc(pid, e))?;
-        Ok(Built { pid, main, memory, others: Vec::new() })
+        Ok(Built { pid, main, memory, others: Vec::new(), inherited: Vec::new() })
     }
 }
 
@@ -80,39 +82,40 @@ impl Plan {
     ///
     /// # Errors
     /// After an error no task of the container is left but what its pid namespace's init takes with it: the caller kills that.
-    pub fn rebuild(mut self, first: FirstPuppet) -> Result<RestoreReport> {
+    pub fn rebuild(self, first: FirstPuppet) -> Result<RestoreReport> {
         let start = Instant::now();
+        let (mut site, init) = Site::begin(self, first)?;
+        site.shop.network = Revival::prepare(init.pid, &mut site.plan.tree)?;
+        let mut all = BTreeMap::from([(1, init)]);
+        family::raise(&mut site, &mut all)?;
+        family::settle(&site, &mut all)?;
+        site.report.forking = start.elapsed();
+        let ready = site.finish(all)?;
+        let mut report = ready.go()?;
+        report.total = start.elapsed();
+        Ok(report)
+    }
+}
+
+impl Site {
+    /// Everything that comes before the processes; gives the first puppet, ready to be driven.
+    pub fn begin(mut plan: Plan, first: FirstPuppet) -> Result<(Site, Built)> {
         let highest =
-            self.tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.fds).map(|f| f.fd).max();
-        let parking = highest.unwrap_or(0) as i32 + 1;
-        let root = std::fs::File::open(format!("/proc/{}/root", first.pid)).map_err(|e| Error::proc(first.pid, e))?;
-        let then = self.tree.extra.host.realtime.unwrap_or(0);
-        let shop = Workshop {
-            root: root.into(),
-            external: std::mem::take(&mut self.external),
-            ghosts: std::mem::take(&mut self.ghosts),
-            terminals: self.tree.terminals.clone(),
-            unarmed: Vec::new(),
-            pipe_data: std::mem::take(&mut self.tree.pipe_data),
-            elapsed: (clock::realtime() as u64).saturating_sub(then),
-            network: Revival::prepare(first.pid, &mut self.tree)?,
-            pids: HashMap::new(),
-            pipes: HashMap::new(),
-            unix: unix::Wiring::prepare(&mut self.tree),
-        };
-        if let Some(archive) = self.tmpfs.take() {
-            tmpfs::restore(first.pid, archive).map_err(Error::system("fill the container's tmpfs mounts"))?;
-        }
+            plan.tree.processes.iter().filter_map(|p| p.alive.as_ref()).flat_map(|a| &a.fds).map(|f| f.fd).max();
+        // A standby's processes may open more until they are built.
+        let margin = if plan.pages.is_none() { STANDBY_FDS } else { 0 };
+        let parking = highest.unwrap_or(0) as i32 + 1 + margin;
+        let shop = workshop(first.pid, &mut plan)?;
         let mut report = RestoreReport::default();
-        for segment in &self.tree.sysv {
-            let extents = self.pages.get(&PagesOf::Shmem(segment.desc.id.into())).map_or(&[][..], |e| &e[..]);
-            report.pages += sysv::create(first.pid, segment, extents)?;
+        fill_tmpfs(first.pid, &mut plan)?;
+        for segment in &plan.tree.sysv {
+            report.pages += sysv::create(first.pid, segment, plan.extents(PagesOf::Shmem(segment.desc.id.into())))?;
         }
-        let main = Puppet::seize(first.pid, self.stage)?;
+        let main = Puppet::seize(first.pid, plan.stage)?;
         let mut init = Built::adopt(first.pid, main)?;
         init.settle(parking)?;
-        let mut site = Site {
-            plan: self,
+        let site = Site {
+            plan,
             control: first.control,
             parking,
             shop,
@@ -121,37 +124,32 @@ impl Plan {
             linked: HashSet::new(),
             report,
         };
-        let mut all = family::raise(&mut site, init)?;
-        site.plan.tree.sysv.iter().try_for_each(|segment| sysv::finish(first.pid, segment))?;
-        site.report.forking = start.elapsed();
-        site.finish(&mut all)?;
-        site.report.total = start.elapsed();
-        site.write_stats()?;
-        Ok(site.report)
+        Ok((site, init))
     }
-}
 
-impl Site {
-    fn finish(&mut self, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+    /// All that is left when the processes are there with their memory. They stand still until [`Ready::go`].
+    pub fn finish(mut self, mut all: BTreeMap<u32, Built>) -> Result<Ready> {
+        let init = built(&mut all, 1)?.pid;
+        self.plan.tree.sysv.iter().try_for_each(|segment| sysv::finish(init, segment))?;
         let processes = std::mem::take(&mut self.plan.tree.processes);
         let alive = || processes.iter().filter_map(|p| Some((p, p.alive.as_ref()?)));
         self.shop.pids = all.iter().map(|(inside, built)| (*inside, built.pid)).collect();
         for (p, a) in alive() {
-            files::place(self, all, p.entry.pid, a)?;
+            files::place(&mut self, &mut all, p.entry.pid, a)?;
         }
         for (p, a) in alive() {
-            let built = built(all, p.entry.pid)?;
+            let built = built(&mut all, p.entry.pid)?;
             threads::make(built, p)?;
-            files::link(self, built, p.entry.pid, a)?;
+            files::link(&mut self, built, p.entry.pid, a)?;
             space::finish(built, a)?;
         }
-        let has = threads::capabilities(built(all, 1)?.pid)?;
+        let has = threads::capabilities(built(&mut all, 1)?.pid)?;
         for (p, a) in alive() {
-            let missed = threads::dress(built(all, p.entry.pid)?, p, a, &self.plan.tree.seccomp, has)?;
+            let missed = threads::dress(built(&mut all, p.entry.pid)?, p, a, &self.plan.tree.seccomp, has)?;
             self.report.missed.extend(missed);
         }
         for (p, a) in alive() {
-            threads::undress(built(all, p.entry.pid)?, p, a, self.parking)?;
+            threads::undress(built(&mut all, p.entry.pid)?, p, a, self.parking)?;
         }
         // From here on only we have what the puppets were given; a pipe's other end must not outlive them in us.
         self.files.clear();
@@ -163,31 +161,74 @@ impl Site {
             let built = all.remove(&p.entry.pid).ok_or_else(|| missing(p.entry.pid))?;
             going.extend(threads::finish(built, p, self.plan.stage)?);
         }
-        self.shop.network.go_live()?;
-        for tid in going {
-            ptrace::detach(tid, 0).map_err(|e| Error::proc(tid, e))?;
-        }
-        self.plan.tree.processes = processes;
-        Ok(())
-    }
-
-    fn write_stats(&self) -> Result<()> {
-        let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
-        let entry = RestoreStatsEntry {
-            forking_time: micros(self.report.forking),
-            restore_time: micros(self.report.total),
-            pages_restored: Some(self.report.pages),
-            ..RestoreStatsEntry::default()
-        };
-        let stats = StatsEntry { dump: None, restore: Some(entry) };
-        Ok(dir::write_stats(&self.plan.work, &format::STATS_RESTORE, &stats)?)
+        Ok(Ready { going, network: self.shop.network, report: self.report, work: self.plan.work })
     }
 }
 
-fn missing(pid: u32) -> Error {
+/// Descriptors that a container may open while its standby follows it.
+const STANDBY_FDS: i32 = 4096;
+
+/// What files are made with. The network's part is that of no connections.
+pub(super) fn workshop(init: pid_t, plan: &mut Plan) -> Result<Workshop> {
+    let root = std::fs::File::open(format!("/proc/{init}/root")).map_err(|e| Error::proc(init, e))?;
+    let then = plan.tree.extra.host.realtime.unwrap_or(0);
+    Ok(Workshop {
+        root: root.into(),
+        external: std::mem::take(&mut plan.external),
+        ghosts: std::mem::take(&mut plan.ghosts),
+        terminals: plan.tree.terminals.clone(),
+        unarmed: Vec::new(),
+        pipe_data: std::mem::take(&mut plan.tree.pipe_data),
+        elapsed: (clock::realtime() as u64).saturating_sub(then),
+        network: Revival::of_nothing(init)?,
+        pids: HashMap::new(),
+        pipes: HashMap::new(),
+        unix: unix::Wiring::prepare(&mut plan.tree),
+    })
+}
+
+pub(super) fn fill_tmpfs(init: pid_t, plan: &mut Plan) -> Result<()> {
+    let Some(archive) = plan.tmpfs.take() else { return Ok(()) };
+    tmpfs::restore(init, archive).map_err(Error::system("fill the container's tmpfs mounts"))
+}
+
+/// A container that is complete and stands still. Dropped, it is not let go: its tasks die with lmrun.
+#[derive(Debug)]
+pub struct Ready {
+    going: Vec<pid_t>,
+    network: Revival,
+    report: RestoreReport,
+    work: std::path::PathBuf,
+}
+
+impl Ready {
+    /// Lets all tasks run, and their peers know.
+    pub fn go(mut self) -> Result<RestoreReport> {
+        self.network.go_live()?;
+        for tid in self.going {
+            ptrace::detach(tid, 0).map_err(|e| Error::proc(tid, e))?;
+        }
+        write_stats(&self.work, &self.report)?;
+        Ok(self.report)
+    }
+}
+
+fn write_stats(work: &std::path::Path, report: &RestoreReport) -> Result<()> {
+    let micros = |d: Duration| u32::try_from(d.as_micros()).unwrap_or(u32::MAX);
+    let entry = RestoreStatsEntry {
+        forking_time: micros(report.forking),
+        restore_time: micros(report.total),
+        pages_restored: Some(report.pages),
+        ..RestoreStatsEntry::default()
+    };
+    let stats = StatsEntry { dump: None, restore: Some(entry) };
+    Ok(dir::write_stats(work, &format::STATS_RESTORE, &stats)?)
+}
+
+pub(super) fn missing(pid: u32) -> Error {
     Error::BadRecord { what: format!("process {pid} was not built") }
 }
 
-fn built(all: &mut BTreeMap<u32, Built>, pid: u32) -> Result<&mut Built> {
+pub(super) fn built(all: &mut BTreeMap<u32, Built>, pid: u32) -> Result<&mut Built> {
     all.get_mut(&pid).ok_or_else(|| missing(pid))
 }

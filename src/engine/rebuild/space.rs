@@ -14,7 +14,7 @@ use crate::engine::res::task::thread;
 use crate::engine::tree::Alive;
 use crate::engine::{Error, Result};
 use crate::image::page_source::Extent;
-use crate::image::pages::{PAGE_SIZE, PagesOf};
+use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
 use crate::image::records::mm::{MmEntry, VmaEntry, vma_status};
 use crate::sys::pidfd::PidFd;
 use crate::sys::uffd::{self, Uffd};
@@ -32,13 +32,63 @@ const WORTH_A_UFFD: u64 = 64;
 /// the process which made it, None for the first puppet.
 pub fn shape(site: &mut Site, built: &mut Built, of: u32, alive: &Alive, from: Option<&MmEntry>) -> Result<()> {
     let kept = kept(&alive.mm, from);
-    unmap(site, built, &alive.mm, from, &kept)?;
-    map(site, built, alive, &kept)?;
+    let spans: Vec<Span> = kept.iter().map(|v| Span::between(v.start, v.end)).collect();
+    unmap(site, built, &alive.mm, from, &spans)?;
+    let is_kept = |v: &&VmaEntry| spans.iter().any(|k| k.vaddr == v.start);
+    let pieces: Vec<VmaEntry> = alive.mm.vmas.iter().filter(|v| !is_kept(v)).cloned().collect();
+    let protections: Vec<(Span, u32)> = kept.iter().map(|v| (Span::between(v.start, v.end), v.prot)).collect();
+    map(site, built, alive, &pieces, &protections)?;
     check_vdso(built, &alive.mm)?;
-    let extents = site.plan.pages.get(&PagesOf::Task(of)).map_or(&[][..], |e| &e[..]);
+    built.inherited = spans;
+    if site.plan.pages.is_none() {
+        return Ok(());
+    }
+    let extents = site.plan.extents(PagesOf::Task(of)).to_vec();
     let inherited = from.map(|_| &kept[..]).unwrap_or(&[]);
-    site.report.pages += fill_private(built, &alive.mm, extents, inherited)?;
-    drop_holes(built, extents, inherited)
+    site.report.pages += fill_private(built, &alive.mm, &extents, inherited)?;
+    drop_holes(built, &extents, inherited)
+}
+
+/// Makes the address space of a process that has one of mine what it is by now; `was` is what it has. `same` tells
+/// whether two mappings that overlap show the same there. Gives what of it is still the same.
+pub fn reshape(
+    site: &mut Site,
+    built: &mut Built,
+    alive: &Alive,
+    was: &MmEntry,
+    same: &dyn Fn(&VmaEntry, &VmaEntry) -> bool,
+) -> Result<Vec<Span>> {
+    let (mut kept, mut pieces, mut protections) = (Vec::new(), Vec::new(), Vec::new());
+    for v in alive.mm.vmas.iter().filter(|v| mm::content(v) != Content::Special) {
+        let mut at = v.start;
+        let piece = |start: u64, end: u64| {
+            let pgoff = if is_anonymous(v) { v.pgoff } else { v.pgoff + (start - v.start) };
+            VmaEntry { start, end, pgoff, ..v.clone() }
+        };
+        for old in was.vmas.iter().filter(|old| old.start < v.end && v.start < old.end && same(old, v)) {
+            let span = Span::between(v.start.max(old.start), v.end.min(old.end));
+            if at < span.vaddr {
+                pieces.push(piece(at, span.vaddr));
+            }
+            at = span.end();
+            if old.prot != v.prot {
+                protections.push((span, v.prot));
+            }
+            kept.push(span);
+        }
+        if at < v.end {
+            pieces.push(piece(at, v.end));
+        }
+    }
+    unmap(site, built, &alive.mm, Some(was), &kept)?;
+    map(site, built, alive, &pieces, &protections)?;
+    check_vdso(built, &alive.mm)?;
+    Ok(kept)
+}
+
+/// Whether a mapping has no file and no object that it shows a part of.
+fn is_anonymous(v: &VmaEntry) -> bool {
+    v.status & vma_status::ANON_PRIVATE != 0
 }
 
 /// The mappings that are the same as in the space it comes from: private, of the same file at the same place.
@@ -63,10 +113,10 @@ fn special_start(mm: &MmEntry) -> Option<u64> {
 }
 
 /// Unmaps everything but the stage, what is kept, and a vdso that is in its place already.
-fn unmap(site: &Site, built: &mut Built, mm: &MmEntry, from: Option<&MmEntry>, kept: &[&VmaEntry]) -> Result<()> {
+fn unmap(site: &Site, built: &mut Built, mm: &MmEntry, from: Option<&MmEntry>, kept: &[Span]) -> Result<()> {
     let stage = site.plan.stage;
     let mut islands = vec![(stage.start, stage.end())];
-    islands.extend(kept.iter().map(|v| (v.start, v.end)));
+    islands.extend(kept.iter().map(|v| (v.vaddr, v.end())));
     if from.is_some_and(|f| special_start(f) == special_start(mm)) {
         islands.extend(mm.vmas.iter().filter(|v| mm::content(v) == Content::Special).map(|v| (v.start, v.end)));
     }
@@ -87,17 +137,19 @@ fn unmap(site: &Site, built: &mut Built, mm: &MmEntry, from: Option<&MmEntry>, k
     built.run_all(&calls)
 }
 
-fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) -> Result<()> {
-    let is_kept = |v: &VmaEntry| kept.iter().any(|k| k.start == v.start);
-    let mapped: Vec<u32> =
-        alive.mm.vmas.iter().filter(|v| is_file_mapping(v) && !is_kept(v)).map(|v| v.shmid as u32).collect();
-    let mut wanted: Vec<u32> = mapped;
+/// Maps `pieces`, protects what is mapped already, and sets what else there is to an address space.
+fn map(
+    site: &mut Site,
+    built: &mut Built,
+    alive: &Alive,
+    pieces: &[VmaEntry],
+    protections: &[(Span, u32)],
+) -> Result<()> {
+    let mut wanted: Vec<u32> = pieces.iter().filter(|v| is_file_mapping(v)).map(|v| v.shmid as u32).collect();
     wanted.push(alive.mm.exe_file_id);
     wanted.sort_unstable();
     wanted.dedup();
-    let mut shmem: Vec<u64> = alive
-        .mm
-        .vmas
+    let mut shmem: Vec<u64> = pieces
         .iter()
         .filter_map(|v| match mm::content(v) {
             Content::Shmem(id) => Some(id),
@@ -124,16 +176,19 @@ fn map(site: &mut Site, built: &mut Built, alive: &Alive, kept: &[&VmaEntry]) ->
     if let Some(start) = special_start(&alive.mm).filter(|s| !present.iter().any(|v| v.start == *s && v.is_special())) {
         b.call("arch_prctl(ARCH_MAP_VDSO_64)", libc::SYS_arch_prctl, [ARCH_MAP_VDSO_64.into(), start.into()]);
     }
-    for v in &alive.mm.vmas {
+    for (span, prot) in protections {
+        if !b.fits(2, 0) {
+            built.main.run(&built.memory, &mut b)?;
+            b = built.main.batch();
+        }
+        b.call("mprotect", libc::SYS_mprotect, [span.vaddr.into(), (span.end() - span.vaddr).into(), (*prot).into()]);
+    }
+    for v in pieces {
         if !b.fits(2, 0) {
             built.main.run(&built.memory, &mut b)?;
             b = built.main.batch();
         }
         let len = v.end - v.start;
-        if is_kept(v) {
-            b.call("mprotect", libc::SYS_mprotect, [v.start.into(), len.into(), v.prot.into()]);
-            continue;
-        }
         let fd = match mm::content(v) {
             Content::Special => continue,
             Content::Sysv(_) => {
@@ -207,7 +262,7 @@ fn fill_private(built: &mut Built, mm: &MmEntry, extents: &[Extent], inherited: 
     fill::fill(&pieces, &built.memory, uffd.as_ref())
 }
 
-fn open_uffd(built: &mut Built) -> Result<Uffd> {
+pub fn open_uffd(built: &mut Built) -> Result<Uffd> {
     let fd = built.main.call("userfaultfd", libc::SYS_userfaultfd, [uffd::OPEN_FLAGS])?;
     let ours = PidFd::open(built.pid).and_then(|p| p.get(fd as i32)).and_then(Uffd::filling);
     built.main.call("close", libc::SYS_close, [fd])?;
@@ -242,7 +297,7 @@ impl Site {
         let of_object = |v: &&VmaEntry| mm::content(v) == Content::Shmem(id);
         let alive = self.plan.tree.processes.iter().filter_map(|p| p.alive.as_ref());
         let mapped = alive.flat_map(|a| &a.mm.vmas).filter(of_object).map(|v| v.pgoff + (v.end - v.start)).max();
-        let extents = self.plan.pages.get(&PagesOf::Shmem(id)).map_or(&[][..], |e| &e[..]);
+        let extents = self.plan.extents(PagesOf::Shmem(id));
         let size = mapped.into_iter().chain(extents.last().map(Extent::end)).max().unwrap_or(PAGE_SIZE);
         let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64;

@@ -42,6 +42,15 @@ pub fn points(own: &[Mount]) -> Vec<PathBuf> {
     all
 }
 
+/// Bytes that the given mounts hold; what cannot be asked counts as nothing.
+pub fn used(init: pid_t, mounts: &[PathBuf]) -> u64 {
+    let size = |mount: &PathBuf| {
+        let s = nix::sys::statvfs::statvfs(mount).ok()?;
+        Some((s.blocks() - s.blocks_free()) * s.fragment_size())
+    };
+    namespace::in_mounts_of(init, || Ok(mounts.iter().filter_map(size).sum())).unwrap_or(0)
+}
+
 /// Writes what is in the given mounts of a stopped container into `archive`.
 pub fn dump(init: pid_t, mounts: &[PathBuf], archive: File) -> io::Result<()> {
     namespace::in_mounts_of(init, || {

@@ -64,6 +64,11 @@ impl Found {
         self.by_inode.get(&(stat.dev, stat.inode)).copied()
     }
 
+    /// Whether record `id` is of a nameless file.
+    pub fn is_of(&self, id: u32) -> bool {
+        self.remaps.iter().any(|r| r.orig_id == id)
+    }
+
     /// Writes them all, with their content but without their holes.
     pub fn write(&self, w: &ImageWriter) -> Result<()> {
         if self.remaps.is_empty() {
@@ -138,6 +143,11 @@ impl Ghosts {
             }
         }
         Ok(ghosts)
+    }
+
+    /// Whether record `id` is of a nameless file.
+    pub fn is_of(&self, id: u32) -> bool {
+        self.numbers.contains_key(&id)
     }
 
     /// The nameless file that a record is of; None: it has a name.
