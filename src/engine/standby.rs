@@ -43,6 +43,7 @@ struct Arrived {
 pub struct Standby {
     site: Site,
     all: BTreeMap<u32, Built>,
+    stand_ins: family::StandIns,
     arrived: HashMap<PagesOf, Arrived>,
 }
 
@@ -53,8 +54,8 @@ impl Standby {
         strip(&mut plan.tree);
         let (mut site, init) = Site::begin(plan, first)?;
         let mut all = BTreeMap::from([(1, init)]);
-        family::raise(&mut site, &mut all)?;
-        let mut standby = Standby { site, all, arrived: HashMap::new() };
+        let stand_ins = family::raise(&mut site, &mut all)?;
+        let mut standby = Standby { site, all, stand_ins, arrived: HashMap::new() };
         standby.receive_new()?;
         Ok(standby)
     }
@@ -85,7 +86,7 @@ impl Standby {
             self.reshape(p, before, &was)?;
         }
         let known: Vec<u32> = self.all.keys().copied().collect();
-        family::join(&mut self.site, &mut self.all)?;
+        family::join(&mut self.site, &mut self.all, &mut self.stand_ins)?;
         for p in now.iter().filter(|p| !known.contains(&p.entry.pid)) {
             let made = rebuild::built(&mut self.all, p.entry.pid)?;
             let of_maker = self.arrived.get(&PagesOf::Task(p.entry.ppid)).map(|a| a.landed.clone()).unwrap_or_default();
@@ -274,7 +275,7 @@ impl Standby {
         self.site.shop.network = Revival::prepare(init, &mut last.tree)?;
         self.site.files.clear();
         self.site.plan = last;
-        family::settle(&self.site, &mut self.all)?;
+        family::settle(&self.site, &mut self.all, self.stand_ins)?;
         self.site.finish(self.all)
     }
 }

@@ -15,32 +15,31 @@ use crate::tracee::puppet::Puppet;
 
 /// Stand-ins for session and group leaders that are gone, by the pid that they hold.
 #[derive(Debug, Default)]
-struct StandIns {
+pub struct StandIns {
     /// With the pid of the process that has to reap each.
     all: BTreeMap<u32, (Built, u32)>,
 }
 
 /// Makes all processes around the first one, with their address spaces and sessions.
-pub fn raise(site: &mut Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+pub fn raise(site: &mut Site, all: &mut BTreeMap<u32, Built>) -> Result<StandIns> {
     let processes = site.plan.tree.processes.clone();
     let root = &processes[0];
     settle_space(site, all, root, None, &processes)?;
     become_leader(all, root)?;
     let mut stand_ins = StandIns::default();
     children(site, all, &mut stand_ins, root, &processes)?;
-    stand_ins.dismiss(all)
+    Ok(stand_ins)
 }
 
 /// Makes those that are not there yet.
-pub fn join(site: &mut Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+pub fn join(site: &mut Site, all: &mut BTreeMap<u32, Built>, stand_ins: &mut StandIns) -> Result<()> {
     let processes = site.plan.tree.processes.clone();
-    let mut stand_ins = StandIns::default();
     for p in &processes {
-        early(site, all, &mut stand_ins, p, &processes)?;
+        early(site, all, stand_ins, p, &processes)?;
         become_leader(all, p)?;
-        children(site, all, &mut stand_ins, p, &processes)?;
+        children(site, all, stand_ins, p, &processes)?;
     }
-    stand_ins.dismiss(all)
+    Ok(())
 }
 
 /// Ends those that are gone or have other parents or sessions by now, and all below them. Whose memory is gone with them is
@@ -70,7 +69,7 @@ pub fn part(all: &mut BTreeMap<u32, Built>, before: &[Process], now: &[Process])
 }
 
 /// Process groups and zombies, once all processes are there.
-pub fn settle(site: &Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+pub fn settle(site: &Site, all: &mut BTreeMap<u32, Built>, mut stand_ins: StandIns) -> Result<()> {
     let processes = &site.plan.tree.processes;
     for p in processes.iter().filter(|p| p.entry.sid != 0) {
         let there = session(built(all, p.entry.pid)?.pid)?;
@@ -79,7 +78,6 @@ pub fn settle(site: &Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
             return Err(Error::BadRecord { what });
         }
     }
-    let mut stand_ins = StandIns::default();
     groups(site, all, &mut stand_ins, processes)?;
     stand_ins.dismiss(all)?;
     for p in processes.iter().filter(|p| plan::is_zombie(p)) {
@@ -243,7 +241,8 @@ impl StandIns {
     fn dismiss(self, all: &mut BTreeMap<u32, Built>) -> Result<()> {
         for (pid, (stand_in, reaper)) in self.all {
             exit(stand_in, 0)?;
-            let reaper = built(all, reaper)?;
+            // Init has inherited it if its maker has ended.
+            let reaper = built(all, if all.contains_key(&reaper) { reaper } else { 1 })?;
             reaper.main.call("wait4", libc::SYS_wait4, [u64::from(pid), 0, libc::__WALL as u64, 0])?;
         }
         Ok(())

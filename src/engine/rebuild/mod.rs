@@ -87,8 +87,8 @@ impl Plan {
         let (mut site, init) = Site::begin(self, first)?;
         site.shop.network = Revival::prepare(init.pid, &mut site.plan.tree)?;
         let mut all = BTreeMap::from([(1, init)]);
-        family::raise(&mut site, &mut all)?;
-        family::settle(&site, &mut all)?;
+        let stand_ins = family::raise(&mut site, &mut all)?;
+        family::settle(&site, &mut all, stand_ins)?;
         site.report.forking = start.elapsed();
         let ready = site.finish(all)?;
         let mut report = ready.go()?;
