@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
+pub mod arrival;
 mod birth;
 mod bundle;
 mod caller;
@@ -16,6 +17,7 @@ mod console;
 mod copyup;
 mod create;
 mod delete;
+pub mod departure;
 mod devices;
 mod events;
 mod exec;
@@ -87,6 +89,8 @@ pub enum Error {
     WrongStatus(&'static str),
     #[error("container not running")]
     NotRunning,
+    #[error("container is being moved already")]
+    Leaving,
     #[error("cannot delete container {id} that is not stopped: {status}")]
     StillRunning { id: String, status: Status },
     #[error("signal pid {pid}")]

@@ -145,7 +145,7 @@ fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool) -> R
 
 /// Builds the container around an init that becomes a puppet as soon as it is started; gives the driver's end
 /// of its socket.
-fn raise_puppet(
+pub(super) fn raise_puppet(
     container: &mut HalfMade,
     bundle: &Bundle,
     clocks: ClockOffsets,
@@ -176,7 +176,7 @@ fn rebuild(mut plan: Plan, images: &Path, dir: &Path, init: i32, mut control: Un
     Ok(())
 }
 
-fn wait_ready(control: &mut UnixStream) -> Result<()> {
+pub(super) fn wait_ready(control: &mut UnixStream) -> Result<()> {
     match control.read_exact(&mut [0]) {
         Err(e) if e.kind() == ErrorKind::UnexpectedEof => Err(Error::PuppetLost),
         read => read.map_err(|e| Error::io("puppet", e)),

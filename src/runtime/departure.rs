@@ -1,0 +1,106 @@
+//! A container that is about to go on elsewhere: what its runtime knows of it, and its end here.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::cgroup::Cgroup;
+use super::settings::Settings;
+use super::state::{State, Status, Store};
+use super::{Error, Result, delete, status, streams};
+use crate::engine::departure::Departure;
+use crate::engine::{Freezer, Subject};
+use crate::sys::clock::{self, Shift};
+
+/// Only one migration of a container at a time. The file stays; the lock goes with its holder.
+const LOCK: &str = "departure.lock";
+
+/// A running container of this host, that nobody else moves meanwhile.
+#[derive(Debug)]
+pub struct Leaving {
+    store: Store,
+    state: State,
+    init: i32,
+    shift: Shift,
+    _lock: Flock<File>,
+}
+
+impl Leaving {
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Leaving`] where somebody moves it already.
+    pub fn begin(store: &Store, id: &str) -> Result<Leaving> {
+        let state = store.load(id)?;
+        let (Status::Running, Some(init)) = (status(&state), state.init) else {
+            return Err(Error::NotRunning);
+        };
+        let path = store.dir(id).join(LOCK);
+        let lock = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Leaving)?;
+        let shift = clock::shift_of(init.pid).map_err(|e| Error::io(format!("/proc/{}", init.pid), e))?;
+        Ok(Leaving { store: store.clone(), state, init: init.pid, shift, _lock: lock })
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Host pid of its first process.
+    pub fn init(&self) -> i32 {
+        self.init
+    }
+
+    /// The runtime's directory of this container.
+    pub fn dir(&self) -> PathBuf {
+        self.store.dir(&self.state.id)
+    }
+
+    pub fn config(&self) -> Result<Vec<u8>> {
+        let path = self.state.bundle.join("config.json");
+        fs::read(&path).map_err(|e| Error::io(path, e))
+    }
+
+    /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the container sees them now, in ns.
+    pub fn clocks(&self) -> (i128, i128) {
+        (clock::monotonic() + self.shift.monotonic, clock::boottime() + self.shift.boottime)
+    }
+
+    /// Files of the runtime's that go with the records.
+    pub fn extra_files(&self) -> Vec<(String, Vec<u8>)> {
+        vec![(streams::FILE.to_owned(), streams::links(&self.state.streams))]
+    }
+
+    /// The engine's side of it.
+    pub fn depart(&self) -> Result<Departure> {
+        // Read now, so that a fault in it is not found in the freeze.
+        Settings::of(&self.state.annotations)?;
+        let external = self.state.streams.iter().filter(|s| s.from_outside).map(|s| s.link.clone()).collect();
+        let subject = Subject {
+            id: self.state.id.clone(),
+            init: self.init,
+            dir: self.dir(),
+            external,
+            mounts: self.state.mounts.clone(),
+        };
+        Departure::begin(subject).map_err(Error::Engine)
+    }
+
+    /// The cgroup's freezer, which holds the container still without anybody.
+    pub fn freezer(&self) -> impl Freezer + use<> {
+        Cgroup::at(&self.state.cgroup)
+    }
+
+    /// What is left of a container whose processes have ended.
+    pub fn remove(self) -> Result<()> {
+        let locked = self.store.lock(&self.state.id)?;
+        delete::remove(locked, &self.state)
+    }
+}
+
+/// Puts a container that was left frozen back to work.
+///
+/// # Errors
+/// [`Error::NotFound`], or what its freezer says.
+pub fn thaw(store: &Store, id: &str) -> Result<()> {
+    Cgroup::at(&store.load(id)?.cgroup).thaw()
+}
