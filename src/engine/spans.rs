@@ -24,6 +24,9 @@ impl Spans {
 
     pub fn remove(&mut self, span: Span) {
         let (start, end) = (span.vaddr, span.end());
+        if start == end {
+            return;
+        }
         while let Some((&s, &e)) = self.0.range(..end).next_back().filter(|(_, e)| **e > start) {
             self.0.remove(&s);
             if s < start {

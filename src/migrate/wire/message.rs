@@ -206,7 +206,7 @@ pub struct RoundEnd {
 }
 
 /// All of a round has landed.
-#[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, ::prost::Message)]
 pub struct RoundDone {
     #[prost(uint32, tag = "1")]
     pub number: u32,
@@ -216,6 +216,22 @@ pub struct RoundDone {
     /// From the round's first message to its last page's landing.
     #[prost(uint64, tag = "3")]
     pub micros: u64,
+    /// Pages that are said to be there and have not come, or not to stay: they are to be sent again.
+    #[prost(message, repeated, tag = "4")]
+    pub missing: Vec<Lack>,
+}
+
+impl RoundDone {
+    /// Lacks that always fit into one message; the rest is asked for the next time.
+    pub const MOST: usize = 16384;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
+pub struct Lack {
+    #[prost(message, required, tag = "1")]
+    pub of: Target,
+    #[prost(message, required, tag = "2")]
+    pub extent: Extent,
 }
 
 /// The container is complete at the destination and stands still.
