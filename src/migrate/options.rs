@@ -152,7 +152,7 @@ pub fn rate(text: &str) -> Result<u64, Malformed> {
         _ => return Err(malformed()),
     };
     let bytes = number.parse::<f64>().map_err(|_| malformed())? * factor;
-    if bytes >= 1.0 && bytes < 1e15 { Ok(bytes as u64) } else { Err(malformed()) }
+    if (1.0..1e15).contains(&bytes) { Ok(bytes as u64) } else { Err(malformed()) }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is said. A type has one line in the table at the end, and the compiler writes the rest.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use super::pages::Pages;
 use super::{Error, Result};
@@ -345,12 +346,15 @@ impl Images {
         bytes.extend_from_slice(&part.bytes);
         if part.more {
             self.open = Some((name, bytes));
-        } else if self.whole.contains_key(&name) {
-            return Err(Error::invalid(format!("the image {name:?} a second time")));
-        } else {
-            self.whole.insert(name, bytes);
+            return Ok(());
         }
-        Ok(())
+        match self.whole.entry(name) {
+            Entry::Occupied(there) => Err(Error::invalid(format!("the image {:?} a second time", there.key()))),
+            Entry::Vacant(place) => {
+                place.insert(bytes);
+                Ok(())
+            }
+        }
     }
 
     /// The complete images by name.
@@ -371,7 +375,7 @@ pub trait Control: prost::Message + Default {
     const NAME: &'static str;
 
     /// The message if it is of this type.
-    fn take(message: Message) -> std::result::Result<Self, Message>;
+    fn take(message: Message) -> Option<Self>;
 }
 
 /// Frames that are no control messages.
@@ -389,10 +393,10 @@ macro_rules! messages {
             const KIND: u16 = $kind;
             const NAME: &'static str = stringify!($name);
 
-            fn take(message: Message) -> std::result::Result<Self, Message> {
+            fn take(message: Message) -> Option<Self> {
                 match message {
-                    Message::$name(inner) => Ok(inner),
-                    other => Err(other),
+                    Message::$name(inner) => Some(inner),
+                    _ => None,
                 }
             }
         })*
@@ -423,17 +427,12 @@ macro_rules! messages {
                 }
             }
 
-            /// The control message of type `kind`; None: there is none of this type.
-            pub(super) fn control(kind: u16, bytes: &[u8]) -> Result<Option<Message>> {
+            /// Reads control messages of type `kind`; None: there are none.
+            pub(super) fn decoder(kind: u16) -> Option<fn(&[u8]) -> Result<Message>> {
                 match kind {
-                    $($kind => decode(bytes).map(|message| Some(Message::$name(message))),)*
-                    _ => Ok(None),
+                    $($kind => Some(|bytes| decode(bytes).map(Message::$name)),)*
+                    _ => None,
                 }
-            }
-
-            /// Whether messages of this type are control messages.
-            pub(super) fn is_control(kind: u16) -> bool {
-                matches!(kind, $($kind)|*)
             }
         }
     };
@@ -452,9 +451,11 @@ impl Message {
     /// # Errors
     /// [`Error::Aborted`] if the other end gives up instead, and [`Error::OutOfPhase`] for any other message.
     pub fn expect<M: Control>(self) -> Result<M> {
-        M::take(self).map_err(|other| match other {
-            Message::Abort(abort) => Error::Aborted { reason: abort.reason },
-            other => Error::OutOfPhase { found: other.name(), expected: M::NAME },
+        let found = self.name();
+        let gave_up = if let Message::Abort(abort) = &self { Some(abort.reason.clone()) } else { None };
+        M::take(self).ok_or(match gave_up {
+            Some(reason) => Error::Aborted { reason },
+            None => Error::OutOfPhase { found, expected: M::NAME },
         })
     }
 }

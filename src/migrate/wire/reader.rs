@@ -66,13 +66,13 @@ impl<R: Read> Reader<R> {
             raw::DISK => self.payload("Disk", length).map(Message::Disk),
             raw::ENGINE => self.payload("Engine", length).map(Message::Engine),
             raw::NETWORK => self.payload("Network", length).map(Message::Network),
-            kind if Message::is_control(kind) => {
+            kind => {
+                let decode = Message::decoder(kind).ok_or(Error::UnknownType(kind))?;
                 let bytes = self.bytes("a control message", length, MAX_CONTROL)?;
-                let message = Message::control(kind, &bytes);
+                let message = decode(&bytes);
                 self.recycle(bytes);
-                message?.ok_or(Error::UnknownType(kind))
+                message
             }
-            unknown => Err(Error::UnknownType(unknown)),
         }
     }
 
