@@ -1,7 +1,11 @@
-//! What a program inherits of its parent's signal handling, undone.
+//! What a program inherits of its parent's signal handling.
 #![allow(unsafe_code)]
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
 use nix::libc;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// struct sigaction as the kernel has it on x86_64 (arch/x86/include/uapi/asm/signal.h).
 #[repr(C)]
@@ -30,4 +34,16 @@ pub fn reset_all() {
     let how = libc::SIG_SETMASK;
     // SAFETY: the kernel reads 8 bytes from a live u64 and writes nothing back.
     unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, &raw const none, old, 8) };
+}
+
+/// The program will ignore these signals, if it does not say otherwise itself.
+pub fn ignore_in(command: &mut Command, signals: &'static [Signal]) {
+    let ignore = move || {
+        signals.iter().try_for_each(|&one| {
+            // SAFETY: SIG_IGN runs no code of ours; sigaction(2) may be called between fork(2) and execve(2).
+            unsafe { signal(one, SigHandler::SigIgn) }.map(drop).map_err(Into::into)
+        })
+    };
+    // SAFETY: the closure makes system calls only: it allocates nothing and takes no locks.
+    unsafe { command.pre_exec(ignore) };
 }

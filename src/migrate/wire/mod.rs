@@ -73,7 +73,9 @@ impl Error {
     fn read(e: io::Error) -> Error {
         match e.kind() {
             io::ErrorKind::UnexpectedEof => Error::Truncated,
-            io::ErrorKind::TimedOut => Error::Silent,
+            // A socket's own timeouts end with the latter.
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Error::Silent,
+            io::ErrorKind::ConnectionReset => Error::Closed,
             _ => Error::Io(e),
         }
     }
@@ -82,7 +84,7 @@ impl Error {
     fn write(e: io::Error) -> Error {
         match e.kind() {
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::WriteZero => Error::Closed,
-            io::ErrorKind::TimedOut => Error::Silent,
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Error::Silent,
             _ => Error::Io(e),
         }
     }

@@ -1,7 +1,9 @@
-//! How the other end is reached.
+//! Where a container goes, as a user gives it.
 
 use std::fmt;
 use std::str::FromStr;
+
+use super::Error;
 
 /// Where the container goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,12 +12,6 @@ pub enum Destination {
     Ssh { user: Option<String>, host: String, port: Option<u16>, lmrun: Option<String> },
     /// `tls://host:port`
     Tls { host: String, port: u16 },
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{0:?} is no destination: give ssh://[USER@]HOST[:PORT][/PATH/OF/LMRUN] or tls://HOST:PORT")]
-    Destination(String),
 }
 
 impl FromStr for Destination {
