@@ -1,6 +1,7 @@
 //! Live migration: a container goes on at another host.
 
 pub mod destination;
+pub mod disk;
 pub mod events;
 pub mod options;
 pub mod pairing;

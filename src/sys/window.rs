@@ -48,3 +48,21 @@ impl Drop for Window {
         unsafe { libc::munmap(self.at, self.len) };
     }
 }
+
+/// What a process does to a file that it has mapped.
+#[cfg(test)]
+impl Window {
+    pub(crate) fn map_writable(file: &File, len: usize) -> Window {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: as in `map`.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        Window { at, len }
+    }
+
+    pub(crate) fn store(&self, at: usize, byte: u8) {
+        assert!(at < self.len);
+        // SAFETY: inside of the mapping, which is writable.
+        unsafe { self.at.cast::<u8>().add(at).write_volatile(byte) };
+    }
+}

@@ -79,6 +79,16 @@ pub struct Mount {
     /// The mount or its file system cannot be written to.
     pub read_only: bool,
     pub fs_type: String,
+    /// The file system's own options, as the kernel writes them.
+    pub of_fs: String,
+}
+
+impl Mount {
+    /// The values of one of the file system's own options, which may be there more than once.
+    pub fn values(&self, option: &str) -> Vec<String> {
+        let all = self.of_fs.split(',').filter_map(|o| o.split_once('='));
+        all.filter(|(name, _)| *name == option).map(|(_, value)| unescaped(value)).collect()
+    }
 }
 
 /// The mounts that a task sees.
@@ -101,6 +111,7 @@ fn mount(line: &str) -> Option<Mount> {
         point: unescaped(point),
         read_only: is_ro(options) || is_ro(of_fs),
         fs_type: fs_type.to_owned(),
+        of_fs: of_fs.to_owned(),
     })
 }
 
