@@ -1,11 +1,280 @@
 //! The end that the container goes to.
 
-use std::io::{Read, Write};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use super::events::micros;
+use super::ledger::{self, Decision};
+use super::transport::{Channel, Input, Output};
+use super::wire::message::{
+    Accept, Commit, Done, Extent, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round, RoundDone,
+    RoundEnd, Running, TreeEnd, Verdict,
+};
+use super::wire::{Content, Message, PROTOCOL, Reader, Writer};
 use super::{Error, Result};
+use crate::engine::standby::Standby;
+use crate::engine::{ClockOffsets, Puppet};
+use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
 use crate::runtime::Store;
+use crate::runtime::arrival::Arriving;
+use crate::sys::clock;
 
-/// Receives one container over a connection.
-pub fn run(_store: &Store, _from: impl Read + Send, _to: impl Write + Send) -> Result<()> {
-    Err(Error::Other("this build of lmrun cannot receive a container yet".into()))
+/// How often the clocks are compared; the quickest answer counts.
+const PINGS: usize = 5;
+
+/// Receives one container over a connection, or tells what became of one.
+pub fn run(store: &Store, channel: Channel) -> Result<()> {
+    let Channel { reader, writer, link } = channel;
+    let mut ear = Ear { reader, writer };
+    let hello: Hello = ear.reader.expect()?;
+    ledger::check_token(&hello.token)?;
+    let ours = Hello { protocol: PROTOCOL, lmrun_version: env!("CARGO_PKG_VERSION").into(), ..hello.clone() };
+    ear.writer.say(&ours)?;
+    if hello.protocol != PROTOCOL {
+        return Err(Error::Other(format!("the source speaks version {} of the protocol", hello.protocol)));
+    }
+    let received = match ear.reader.recv()? {
+        Message::Settle(_) => {
+            let decision = ledger::decide(&hello.token, Decision::Aborted)?;
+            Ok(ear.writer.say(&Verdict { running: decision == Decision::Running })?)
+        }
+        Message::Offer(offer) => ear.receive(store, &hello.token, offer),
+        other => Ok(other.expect::<Offer>().map(drop)?),
+    };
+    if let Err(error) = &received {
+        let _ = ear.writer.say(&super::wire::message::Abort { reason: error.to_string() });
+    }
+    drop(ear);
+    drop(link);
+    received
+}
+
+/// The conversation with the source.
+struct Ear {
+    reader: Reader<Input>,
+    writer: Writer<Output>,
+}
+
+impl Ear {
+    fn receive(&mut self, store: &Store, token: &str, offer: Offer) -> Result<()> {
+        let config = self.file("config.json")?;
+        let bundle = PathBuf::from(std::ffi::OsString::from_vec(offer.bundle.clone().unwrap_or_default()));
+        if let Err(error) = check(store, &offer, &bundle, &config) {
+            self.writer.say(&Refuse { reason: error.to_string() })?;
+            return Ok(());
+        }
+        let clocks = self.clocks()?;
+        self.writer.say(&Accept {})?;
+        if offer.manner.check {
+            return Ok(());
+        }
+        let records = Records::make(store, token)?;
+        let (arriving, puppet) = Arriving::begin(store, &offer.id, &bundle, clocks)?;
+        let standby = self.rounds(&records, puppet)?;
+        self.images(&records.dir)?;
+        let ready = standby.complete(&records.dir, arriving.external(&records.dir)?)?;
+        self.writer.say(&Ready {})?;
+        let _: Commit = self.reader.expect()?;
+        let committed = Instant::now();
+        if ledger::decide(token, Decision::Running)? != Decision::Running {
+            return Err(Error::Other("the migration was settled otherwise meanwhile".into()));
+        }
+        ready.go()?;
+        let parts = vec![Part { name: "go".into(), micros: micros(committed.elapsed()) }];
+        arriving.finish()?;
+        // Whether anybody hears it or not, it runs.
+        let _ = self.writer.say(&Running { micros: micros(committed.elapsed()), parts });
+        let _: std::result::Result<Done, _> = self.reader.expect();
+        Ok(())
+    }
+
+    /// A file that was announced.
+    fn file(&mut self, name: &str) -> Result<Vec<u8>> {
+        let mut images = super::wire::message::Images::new(16 << 20);
+        loop {
+            match self.reader.recv()? {
+                Message::Image(part) => {
+                    let more = part.more;
+                    images.add(part)?;
+                    if !more {
+                        break;
+                    }
+                }
+                other => return Ok(other.expect::<TreeEnd>().map(|_| Vec::new())?),
+            }
+        }
+        images.finish()?.remove(name).ok_or_else(|| Error::Other(format!("{name} was not sent")))
+    }
+
+    /// How far the container's clocks are ahead of ours.
+    fn clocks(&mut self) -> Result<ClockOffsets> {
+        let mut best: Option<(i128, ClockOffsets)> = None;
+        for _ in 0..PINGS {
+            let before = clock::monotonic();
+            let boot_shift = clock::boottime() - before;
+            self.writer.say(&Ping { sent: before as i64 })?;
+            let pong: Pong = self.reader.expect()?;
+            let took = clock::monotonic() - before;
+            // As of the middle of the round trip.
+            let here = before + took / 2;
+            let ahead = |theirs: i64, ours: i128| {
+                let by = i128::from(theirs) - ours;
+                (by.div_euclid(clock::NANOS) as i64, by.rem_euclid(clock::NANOS) as u32)
+            };
+            let offsets = ClockOffsets {
+                monotonic: ahead(pong.monotonic, here),
+                boottime: ahead(pong.boottime, here + boot_shift),
+            };
+            if best.is_none_or(|(least, _)| took < least) {
+                best = Some((took, offsets));
+            }
+        }
+        Ok(best.map(|(_, offsets)| offsets).unwrap_or_default())
+    }
+
+    /// Takes images into `dir` until the end of the tree.
+    fn images(&mut self, dir: &Path) -> Result<()> {
+        let mut open: Option<(String, File)> = None;
+        let failed = |name: &str| {
+            let what = format!("write {}", dir.join(name).display());
+            move |e| Error::Other(format!("{what}: {e}"))
+        };
+        loop {
+            match self.reader.recv()? {
+                Message::Image(Image { name, more, bytes }) => {
+                    let mut file = match open.take() {
+                        Some((last, file)) if last == name => file,
+                        _ => File::create(dir.join(&name)).map_err(failed(&name))?,
+                    };
+                    file.write_all(&bytes).map_err(failed(&name))?;
+                    self.reader.recycle(bytes);
+                    open = more.then_some((name, file));
+                }
+                other => {
+                    other.expect::<TreeEnd>()?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// All rounds, up to the last page of the last one.
+    fn rounds(&mut self, records: &Records, puppet: Puppet) -> Result<Standby> {
+        let mut puppet = Some(puppet);
+        let mut standby: Option<Standby> = None;
+        loop {
+            let Round { number, last } = self.reader.expect()?;
+            let begun = Instant::now();
+            records.empty()?;
+            self.images(&records.dir)?;
+            match (&mut standby, puppet.take()) {
+                (Some(standby), _) => standby.follow(&records.dir)?,
+                (None, Some(puppet)) => standby = Some(Standby::raise(&records.dir, puppet)?),
+                (None, None) => {}
+            }
+            let Some(standby) = &mut standby else { continue };
+            let mut bytes = 0;
+            loop {
+                bytes += self.pages(standby, number)?;
+                let missing = standby.missing();
+                let lack = |(of, span): &(PagesOf, Span)| Lack {
+                    of: (*of).into(),
+                    extent: Extent { vaddr: span.vaddr, pages: span.pages },
+                };
+                let none = missing.is_empty();
+                let missing = missing.iter().take(RoundDone::MOST).map(lack).collect();
+                self.writer.say(&RoundDone { number, bytes, micros: micros(begun.elapsed()), missing })?;
+                if none || !last {
+                    break;
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        standby.ok_or_else(|| Error::Other("no round came".into()))
+    }
+
+    /// Takes pages up to the end of the round; gives the number of bytes.
+    fn pages(&mut self, standby: &mut Standby, round: u32) -> Result<u64> {
+        let mut room = Vec::new();
+        let mut there: Vec<Span> = Vec::new();
+        let mut landed = 0;
+        loop {
+            match self.reader.recv()? {
+                Message::Pages(pages) => {
+                    match pages.content(&mut room)? {
+                        Content::Bytes(bytes) => standby.pages(pages.of, pages.vaddr, bytes)?,
+                        Content::Zeros => standby.zeros(pages.of, Span { vaddr: pages.vaddr, pages: pages.count })?,
+                        Content::Repeat(page) => {
+                            for n in 0..pages.count {
+                                standby.pages(pages.of, pages.vaddr + n * PAGE_SIZE, page)?;
+                            }
+                        }
+                    }
+                    landed += pages.count * PAGE_SIZE;
+                    self.reader.recycle(pages.payload);
+                }
+                Message::Present(Present { of, start, end, extents }) => {
+                    if start == 0 {
+                        there.clear();
+                    }
+                    there.extend(extents.iter().map(|e| Span { vaddr: e.vaddr, pages: e.pages }));
+                    if end == u64::MAX {
+                        standby.present(of.try_into()?, &there)?;
+                    }
+                }
+                other => {
+                    let RoundEnd { number } = other.expect()?;
+                    return match number == round {
+                        true => Ok(landed),
+                        false => Err(Error::Other(format!("round {number} ended inside of round {round}"))),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// What can be said before anything is made.
+fn check(store: &Store, offer: &Offer, bundle: &Path, config: &[u8]) -> Result<()> {
+    if store.load(&offer.id).is_ok() {
+        return Err(Error::Other(format!("the destination has a container {} already; delete it first", offer.id)));
+    }
+    if !bundle.join("config.json").is_file() {
+        return Err(Error::Other(format!(
+            "the destination has no bundle {}; put it there, or name another one with --bundle",
+            bundle.display()
+        )));
+    }
+    let _ = config;
+    Ok(())
+}
+
+/// A directory for the records of a round, which goes with the value.
+struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    fn make(store: &Store, token: &str) -> Result<Records> {
+        let dir = store.dir(&format!(".arriving-{token}"));
+        fs::create_dir_all(&dir).map_err(|e| Error::Other(format!("{}: {e}", dir.display())))?;
+        Ok(Records { dir })
+    }
+
+    fn empty(&self) -> Result<()> {
+        fs::remove_dir_all(&self.dir)
+            .and_then(|()| fs::create_dir(&self.dir))
+            .map_err(|e| Error::Other(format!("{}: {e}", self.dir.display())))
+    }
+}
+
+impl Drop for Records {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
 }

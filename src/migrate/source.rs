@@ -1,26 +1,414 @@
 //! The end that the container comes from.
+//!
+//! ```text
+//! connect -> verify -> rounds of pre-copy -> freeze: the last round -> Ready -> given up -> Commit -> Running -> end
+//! ```
+//! Whatever fails before `given up` (see [`ledger`]), the container runs on here.
 
-use super::{Container, Destination, Error, Failed, Observer, Options, Outcome};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::events::{self, Event, Phase, Summary, micros};
+use super::ledger::{self, GivenUp};
+use super::outlet::Mouth;
+use super::transport::{self, Channel, Link, Output};
+use super::wire::message::{
+    Commit, Done, Findings, Hello, Lack, Offer, Part, Ping, Pong, Ready, Refuse, Round, RoundDone, RoundEnd, Running,
+    Settle, Verdict,
+};
+use super::wire::{self, Message, PROTOCOL, Reader};
+use super::{Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result};
+use crate::engine::departure::{Departure, Held, Sent};
+use crate::engine::{self, Freezer};
+use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
 use crate::runtime::Store;
+use crate::runtime::departure::{self, Leaving};
+use crate::sys::clock;
+
+/// How long the other end may be silent while the container stands still.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Moves a container.
 ///
 /// # Errors
 /// Why it did not move, and how it is now.
 pub fn run(
-    _store: &Store,
+    store: &Store,
     container: &Container,
     destination: &Destination,
-    _options: &Options,
-    _observer: Observer<'_>,
-) -> Result<Outcome, Failed> {
-    let error = Error::Other(format!("this build of lmrun cannot move {container} to {destination} yet"));
-    Err(Failed::untouched(error))
+    options: &Options,
+    observer: Observer<'_>,
+) -> std::result::Result<Outcome, Failed> {
+    let Container::Lmrun(id) = container else {
+        let error = Error::Other(format!("containers of engines cannot be moved yet: {container}"));
+        return Err(Failed::untouched(error));
+    };
+    let begun = Instant::now();
+    let leaving = Leaving::begin(store, id).map_err(Failed::untouched)?;
+    let token = ledger::token().map_err(Failed::untouched)?;
+    observer(Event::Start {
+        container: container.to_string(),
+        destination: destination.to_string(),
+        token: token.clone(),
+        lmrun: env!("CARGO_PKG_VERSION").into(),
+    });
+    observer(Event::Phase { phase: Phase::Connect });
+    let channel = dial(destination, options).map_err(Failed::untouched)?;
+    let mut session = Session::open(channel, &token, options, observer).map_err(Failed::untouched)?;
+    session.verify(&leaving, options).map_err(|e| session.untouched(e))?;
+    if options.check {
+        return Ok(Outcome::Checked);
+    }
+    let mut departure = leaving.depart().map_err(Failed::untouched)?;
+    let mut missing = Vec::new();
+    if !options.offline {
+        session.pre_copy(&mut departure, &mut missing, options).map_err(|e| session.running(e))?;
+    }
+    let held = session.freeze(&mut departure, &leaving, &missing).map_err(|e| session.running(e))?;
+    let summary = session.hand_over(held, &leaving, destination, options)?;
+    drop(departure);
+    leaving.remove().map_err(|error| {
+        observer(Event::Warning { text: format!("cannot clean up: {error}") });
+    }).ok();
+    observer(Event::Moved(Summary { total_us: micros(begun.elapsed()), ..summary }));
+    Ok(Outcome::Moved)
+}
+
+fn dial(destination: &Destination, _options: &Options) -> Result<Channel> {
+    let pace = _options.bandwidth.map(transport::Pace::new);
+    match destination {
+        Destination::Ssh { .. } => Ok(transport::ssh(destination, &[], pace)?),
+        Destination::Tls { .. } => Err(Error::Other("tls:// is not there yet".into())),
+    }
+}
+
+/// A conversation with the destination.
+struct Session<'a> {
+    reader: Reader<transport::Input>,
+    mouth: Mouth<Output>,
+    link: Link,
+    token: String,
+    rounds: u32,
+    pages: u64,
+    observer: Observer<'a>,
+}
+
+impl<'a> Session<'a> {
+    fn open(channel: Channel, token: &str, options: &Options, observer: Observer<'a>) -> Result<Session<'a>> {
+        let Channel { reader, writer, link } = channel;
+        let mut session = Session {
+            reader,
+            mouth: Mouth::new(writer, options.compression),
+            link,
+            token: token.to_owned(),
+            rounds: 0,
+            pages: 0,
+            observer,
+        };
+        let hello = session.greet()?;
+        observer(Event::Connected { lmrun: hello.lmrun_version, streams: 1 });
+        Ok(session)
+    }
+
+    fn greet(&mut self) -> Result<Hello> {
+        self.mouth.say(&hello(&self.token)).or_else(|e| self.explained(e))?;
+        let theirs: Hello = self.hear()?;
+        if theirs.protocol != PROTOCOL {
+            return Err(Error::Other(format!(
+                "the destination's lmrun {} speaks version {} of the protocol, this one version {PROTOCOL}: use the same lmrun",
+                theirs.lmrun_version, theirs.protocol
+            )));
+        }
+        Ok(theirs)
+    }
+
+    fn explained<T>(&mut self, error: Error) -> Result<T> {
+        Err(match error {
+            Error::Wire(error) => self.link.explain(error),
+            error => error,
+        })
+    }
+
+    /// The message that is due.
+    fn hear<M: wire::Control>(&mut self) -> Result<M> {
+        match self.reader.expect() {
+            Ok(message) => Ok(message),
+            Err(error) => Err(self.link.explain(error)),
+        }
+    }
+
+    fn untouched(&mut self, error: Error) -> Failed {
+        self.abort(&error);
+        Failed::untouched(error)
+    }
+
+    fn running(&mut self, error: Error) -> Failed {
+        self.abort(&error);
+        Failed { error, now: Now::Running }
+    }
+
+    fn abort(&mut self, error: &Error) {
+        // It notices the end of the connection, too.
+        let _ = self.mouth.say(&super::wire::message::Abort { reason: error.to_string() });
+    }
+
+    /// Offers the container and answers what the destination asks until it accepts.
+    fn verify(&mut self, leaving: &Leaving, options: &Options) -> Result<()> {
+        (self.observer)(Event::Phase { phase: Phase::Verify });
+        let state = leaving.state();
+        let offer = Offer {
+            id: state.id.clone(),
+            bundle: Some(options.bundle.as_deref().unwrap_or(&state.bundle).as_os_str().as_encoded_bytes().to_vec()),
+            annotations: state.annotations.clone().into_iter().collect(),
+            manner: options.manner(),
+            engine: String::new(),
+            images: vec!["config.json".into()],
+        };
+        self.mouth.say(&offer)?;
+        self.mouth.writer().send_image("config.json", &leaving.config()?)?;
+        self.mouth.writer().flush()?;
+        let (mut blocks, mut warns) = (0, 0);
+        loop {
+            match self.reader.recv() {
+                Ok(Message::Ping(Ping { sent })) => {
+                    let (monotonic, boottime) = leaving.clocks();
+                    let realtime = clock::realtime() as i64;
+                    let (monotonic, boottime) = (monotonic as i64, boottime as i64);
+                    self.mouth.say(&Pong { sent, monotonic, boottime, realtime })?;
+                }
+                Ok(Message::Findings(Findings { list })) => {
+                    blocks += list.iter().filter(|f| f.blocks).count() as u32;
+                    warns += list.iter().filter(|f| !f.blocks).count() as u32;
+                    list.iter().for_each(|f| (self.observer)(f.into()));
+                }
+                Ok(Message::Accept(_)) => break,
+                Ok(Message::Refuse(Refuse { reason })) => return Err(Error::Other(reason)),
+                Ok(other) => {
+                    other.expect::<super::wire::message::Accept>()?;
+                }
+                Err(e) => return Err(self.link.explain(e)),
+            }
+        }
+        (self.observer)(Event::Verified { blocks, warns });
+        Ok(())
+    }
+
+    fn pre_copy(
+        &mut self,
+        departure: &mut Departure,
+        missing: &mut Vec<(PagesOf, Span)>,
+        options: &Options,
+    ) -> Result<()> {
+        (self.observer)(Event::Phase { phase: Phase::PreCopy });
+        let begun = Instant::now();
+        let mut last = Instant::now();
+        let mut smallest = u64::MAX;
+        loop {
+            self.rounds += 1;
+            let before = self.mouth.sent();
+            self.mouth.say(&Round { number: self.rounds, last: false })?;
+            let sent = departure.round(missing, &mut || Ok(()), &mut self.mouth)?;
+            self.mouth.say(&RoundEnd { number: self.rounds })?;
+            let done: RoundDone = self.hear()?;
+            *missing = lacking(&done)?;
+            self.pages += sent.pages_sent;
+            let after = self.mouth.sent();
+            let interval = last.elapsed();
+            last = Instant::now();
+            // What is written in the time that this round took is what the next one has to send.
+            let rate = sent.pages_sent as f64 / sent.took.as_secs_f64().max(1e-6);
+            let dirty = sent.pages_sent as f64 / interval.as_secs_f64().max(1e-6);
+            let expected = Duration::from_secs_f64(sent.pages_sent as f64 / rate.max(1.0)) + sent.collecting * 4;
+            let enough = self.rounds > 1 && (expected <= options.downtime_target || sent.pages_sent * 10 > smallest * 9);
+            let late = options.max_time.is_some_and(|most| begun.elapsed() > most) || self.rounds >= 30;
+            smallest = smallest.min(sent.pages_sent);
+            let decision = if enough || late { "freeze" } else { "another" };
+            (self.observer)(Event::Round(events::Round {
+                round: self.rounds,
+                last: false,
+                pages: sent.pages_sent,
+                skipped: after.1 - before.1,
+                bytes: after.0 - before.0,
+                duration_us: micros(sent.took),
+                frozen_us: micros(sent.frozen),
+                dirty_pages_per_second: dirty as u64,
+                expected_downtime_us: micros(expected),
+                decision: decision.into(),
+            }));
+            if enough || late {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The last round. When this returns, the destination has all and stands still, too.
+    fn freeze<'d>(
+        &mut self,
+        departure: &'d mut Departure,
+        leaving: &Leaving,
+        missing: &[(PagesOf, Span)],
+    ) -> Result<Standing<'d>> {
+        (self.observer)(Event::Phase { phase: Phase::Freeze });
+        self.link.patience.set(FREEZE_PATIENCE);
+        self.rounds += 1;
+        let number = self.rounds;
+        let mut parts = Parts::begin();
+        self.mouth.say(&Round { number, last: true })?;
+        let mut stopped = departure.stop(&leaving.extra_files())?;
+        parts.end("freeze and collect");
+        stopped.send(missing, &mut self.mouth)?;
+        parts.end("send memory");
+        loop {
+            self.mouth.say(&RoundEnd { number })?;
+            let done: RoundDone = self.hear()?;
+            let lacks = lacking(&done)?;
+            if lacks.is_empty() {
+                break;
+            }
+            stopped.send_missing(&lacks, &mut self.mouth)?;
+        }
+        parts.end("land memory");
+        let held = stopped.lock(&mut self.mouth)?;
+        parts.end("connections");
+        let _: Ready = self.hear()?;
+        parts.end("complete");
+        self.pages += held.sent().pages_sent;
+        Ok(Standing { held, parts })
+    }
+
+    /// From `Ready` to the end of the container here.
+    fn hand_over(
+        &mut self,
+        standing: Standing<'_>,
+        leaving: &Leaving,
+        destination: &Destination,
+        options: &Options,
+    ) -> std::result::Result<Summary, Failed> {
+        (self.observer)(Event::Phase { phase: Phase::Handover });
+        let Standing { mut held, mut parts } = standing;
+        let freezer = leaving.freezer();
+        let id = leaving.state().id.clone();
+        let note = GivenUp { token: self.token.clone(), destination: destination.to_string() };
+        let given_up = held
+            .give_up(&freezer)
+            .map_err(Error::from)
+            .and_then(|()| Ok(ledger::give_up(&leaving.dir(), &note)?));
+        if let Err(error) = given_up {
+            // Dropped, it runs on.
+            return Err(self.running(error));
+        }
+        parts.end("give up");
+        let answer = self.mouth.say(&Commit {}).and_then(|()| {
+            if let Some(command) = &options.on_commit {
+                run_hook(command, &id)?;
+            }
+            self.hear::<Running>()
+        });
+        let running = match answer {
+            Ok(running) => running,
+            Err(error) => {
+                held.leave();
+                let settle = format!("lmrun migrate --settle {id}");
+                return Err(Failed { error, now: Now::Frozen { settle } });
+            }
+        };
+        parts.end("commit");
+        let sent = held.sent();
+        let frozen = sent.frozen;
+        let moved = Event::Phase { phase: Phase::Cleanup };
+        (self.observer)(moved);
+        if let Err(error) = held.end() {
+            (self.observer)(Event::Warning { text: format!("cannot end the container here: {error}") });
+        }
+        let _ = self.mouth.say(&Done {});
+        let mut downtime = parts.all;
+        downtime.extend(running.parts.into_iter().map(|p: Part| events::Part { name: p.name, us: p.micros }));
+        Ok(Summary {
+            total_us: 0,
+            downtime_us: micros(frozen),
+            downtime,
+            rounds: self.rounds,
+            pages: self.pages,
+            bytes: self.mouth.sent().0,
+        })
+    }
+}
+
+/// Runs a command of the user's by sh(1).
+fn run_hook(command: &str, id: &str) -> Result<()> {
+    let status = std::process::Command::new("/bin/sh").arg("-c").arg(command).env("LMRUN_CONTAINER", id).status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::warn!("--on-commit: {status}"),
+        Err(error) => tracing::warn!(%error, "--on-commit"),
+    }
+    Ok(())
+}
+
+/// A container that stands still here and is complete there.
+struct Standing<'d> {
+    held: Held<'d>,
+    parts: Parts,
+}
+
+/// What a stretch of time went into.
+struct Parts {
+    at: Instant,
+    all: Vec<events::Part>,
+}
+
+impl Parts {
+    fn begin() -> Self {
+        Parts { at: Instant::now(), all: Vec::new() }
+    }
+
+    fn end(&mut self, name: &str) {
+        self.all.push(events::Part { name: name.into(), us: micros(self.at.elapsed()) });
+        self.at = Instant::now();
+    }
+}
+
+fn hello(token: &str) -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        lmrun_version: env!("CARGO_PKG_VERSION").into(),
+        token: token.into(),
+        stream: 0,
+        features: Vec::new(),
+    }
+}
+
+fn lacking(done: &RoundDone) -> Result<Vec<(PagesOf, Span)>> {
+    let each = |lack: &Lack| Ok((lack.of.try_into()?, Span { vaddr: lack.extent.vaddr, pages: lack.extent.pages }));
+    done.missing.iter().map(each).collect()
 }
 
 /// Finds out what became of a migration of the container `id` whose end was not heard of, and acts on it. Gives the result
 /// in words.
-pub fn settle(_store: &Store, id: &str, _observer: Observer<'_>) -> Result<String, Failed> {
-    let error = Error::Other(format!("this build of lmrun cannot settle the migration of {id} yet"));
-    Err(Failed::untouched(error))
+pub fn settle(store: &Store, id: &str, observer: Observer<'_>) -> std::result::Result<String, Failed> {
+    let dir = store.dir(id);
+    let settle = format!("lmrun migrate --settle {id}");
+    let frozen = |error: Error| Failed { error, now: Now::Frozen { settle: settle.clone() } };
+    let Some(note) = ledger::given_up(&dir).map_err(|e| Failed::untouched(e))? else {
+        return Err(Failed::untouched(Error::Other(format!("no migration of {id} waits to be settled"))));
+    };
+    let destination: Destination = note.destination.parse().map_err(|e: transport::Error| frozen(e.into()))?;
+    let channel = dial(&destination, &Options::default()).map_err(frozen)?;
+    let mut session = Session::open(channel, &note.token, &Options::default(), observer).map_err(frozen)?;
+    session.mouth.say(&Settle {}).map_err(frozen)?;
+    let verdict: Verdict = session.hear().map_err(frozen)?;
+    if verdict.running {
+        departure::end(store, id).map_err(|e| frozen(e.into()))?;
+        return Ok(format!("container {id} runs at {destination}; it was ended here"));
+    }
+    engine::take_back(departure::init(store, id).map_err(|e| frozen(e.into()))?, id).map_err(|e| frozen(e.into()))?;
+    departure::thaw(store, id).map_err(|e| frozen(e.into()))?;
+    ledger::forget(&dir).map_err(|e| Failed { error: e.into(), now: Now::Running })?;
+    Ok(format!("container {id} did not come to run at {destination}; it runs on here"))
+}
+
+#[allow(unused)]
+fn _unused(_: &dyn Freezer, _: &Path, _: Sent, _: u64) {
+    let _ = PAGE_SIZE;
 }

@@ -1,6 +1,6 @@
 //! The sending half.
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 
 use super::message::{Control, raw};
 use super::pages::{Encoding, HEAD, Pages};
@@ -62,6 +62,20 @@ impl<W: Write> Writer<W> {
             let part = parts.next().unwrap_or_default();
             let more = parts.peek().is_some();
             self.frame(raw::IMAGE, &[&[u8::from(more), name.len() as u8], name.as_bytes(), part])?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// An image of whatever length.
+    pub fn send_file(&mut self, name: &str, from: &mut impl io::Read) -> Result<()> {
+        let mut part = Vec::with_capacity(MAX_PAYLOAD);
+        loop {
+            part.clear();
+            from.by_ref().take(MAX_PAYLOAD as u64).read_to_end(&mut part).map_err(Error::Io)?;
+            let more = part.len() == MAX_PAYLOAD;
+            self.frame(raw::IMAGE, &[&[u8::from(more), name.len() as u8], name.as_bytes(), &part])?;
             if !more {
                 return Ok(());
             }
