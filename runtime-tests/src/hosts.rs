@@ -79,6 +79,16 @@ impl Hosts {
         hosts
     }
 
+    /// A shell command that moves the container's address from source to destination.
+    pub fn move_command(&self) -> String {
+        format!(
+            "printf 'link set {PORT_SOURCE} down\\nlink set {PORT_DESTINATION} up\\n' | ip -n {} -batch - && \
+             nsenter --net={} busybox arping -U -c 1 -I eth0 {CONTAINER} >/dev/null",
+            self.switch.name(),
+            self.container_at_destination.path().display()
+        )
+    }
+
     /// Makes the switch ready to be told in one breath.
     pub fn prepare_move(&self) -> Move {
         let mut command = Command::new("ip");

@@ -284,6 +284,50 @@ impl<'a> Migration<'a> {
         Ok((Round { stats: self.stats(name)?, took: begin.elapsed() }, parts))
     }
 
+    /// The whole move by `lmrun migrate`, with these flags besides; gives what it said with `--json`, line by line.
+    ///
+    /// Destination and source are reached as by ssh(1), for which a script stands in that enters the destination's network
+    /// namespace.
+    pub fn migrate(&self, flags: &[&str]) -> Result<Vec<String>> {
+        let mut migrate = self.migrate_command()?;
+        migrate.arg("--json").args(["--on-commit", &self.hosts.move_command()]).args(flags);
+        migrate.arg(&self.source.id).arg(self.url());
+        let out = self.source.dir.join("migrate.json");
+        let log = self.source.log("migrate")?;
+        let mut child = self.hosts.source.within(|| migrate.stdout(fs::File::create(&out)?).stderr(log).spawn())?;
+        let ended = self.source.finish("migrate", &mut child);
+        let said = fs::read_to_string(out)?;
+        ended.map_err(|e| Error::other(format!("{e}\n{said}")))?;
+        Ok(said.lines().map(str::to_owned).collect())
+    }
+
+    fn url(&self) -> String {
+        format!("ssh://destination{}", self.destination.dir.join("lmrun").display())
+    }
+
+    /// `lmrun migrate` at the source, to which flags, container and destination are to be added.
+    fn migrate_command(&self) -> Result<Command> {
+        let bin = self.source.dir.join("bin");
+        fs::create_dir_all(&bin)?;
+        let netns = self.hosts.destination.path();
+        // ssh -T ... -- HOST COMMAND...
+        let ssh = format!(
+            "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexec nsenter --net={} sh -c \"$*\"\n",
+            netns.display()
+        );
+        script(&bin.join("ssh"), &ssh)?;
+        let state = self.destination.dir.join("state");
+        let lmrun = crate::needs::built("lmrun");
+        let there = format!("#!/bin/sh\nexec {} --root {} \"$@\"\n", lmrun.display(), state.display());
+        script(&self.destination.dir.join("lmrun"), &there)?;
+        let mut path = bin.into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let mut command = self.source.command();
+        command.env("PATH", path).arg("migrate").arg("--bundle").arg(self.destination.dir.join("bundle"));
+        Ok(command)
+    }
+
     /// Checkpoint and restore on the source alone, without connections; returns what each took.
     pub fn there_and_back(&mut self) -> Result<(Duration, Duration)> {
         let mut checkpoint = self.source.checkpoint("local")?;
@@ -308,6 +352,11 @@ impl Drop for Migration<'_> {
             host::sweep(&side.id);
         }
     }
+}
+
+fn script(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
 }
 
 /// A page server that nobody will speak to any more.

@@ -1,9 +1,7 @@
 //! `lmrun receive`
 
-use std::io;
-
 use super::report::Failure;
-use crate::migrate::destination;
+use crate::migrate::{Error, destination, transport};
 use crate::runtime::Store;
 
 /// Receive a container that `lmrun migrate` sends
@@ -17,7 +15,9 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        destination::run(store, io::stdin(), io::stdout())
+        transport::stdio()
+            .map_err(Error::from)
+            .and_then(|channel| destination::run(store, channel))
             .map_err(|e| Failure::new("cannot receive a container", e))?;
         Ok(0)
     }

@@ -24,7 +24,7 @@ use super::plan::is_file_mapping;
 use super::res::mm::{self, Content};
 use super::res::{fd::ghost, tmpfs};
 use super::track::Session;
-use super::{Error, Fate, Result, Subject, Why};
+use super::{Error, Fate, Freezer, Result, Subject, Why};
 use crate::image::dir::ImageWriter;
 use crate::image::pages::{PAGE_SIZE, PageReader, PageRun, PagesOf, Span};
 use crate::image::records::mm::VmaEntry;
@@ -370,14 +370,16 @@ impl<'a> Stopped<'a> {
         self.all.tree.extra.network_lock = bracket.table();
         self.all.tree.write(&self.writer)?;
         out.images(self.writer.path()).map_err(sending())?;
-        Ok(Held { bracket, frozen: self.frozen, init: self.departure.subject.init, _files: self.all, sent: self.sent })
+        let init = self.departure.subject.init;
+        Ok(Held { given_up: None, bracket, frozen: self.frozen, init, _files: self.all, sent: self.sent })
     }
 }
 
 /// A stopped container of which the other side has all. Dropped, it runs on here.
 #[derive(Debug)]
 pub struct Held<'a> {
-    // Before `frozen`: nobody runs while connections are locked.
+    // The order in which they are dropped: nobody runs while connections are locked.
+    given_up: Option<GivenUp>,
     bracket: Bracket,
     frozen: Frozen<'a>,
     init: libc::pid_t,
@@ -385,14 +387,47 @@ pub struct Held<'a> {
     sent: Sent,
 }
 
+/// A cgroup that is frozen for the case that we die. Dropped, it is thawed.
+#[derive(Debug)]
+struct GivenUp(Box<dyn Freezer>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.thaw() {
+            tracing::warn!(%error, "the container's cgroup cannot be thawed");
+        }
+    }
+}
+
 impl Held<'_> {
     pub fn sent(&self) -> Sent {
         Sent { frozen: self.frozen.frozen_for(), ..self.sent }
     }
 
+    /// From now on it neither runs nor is heard of even if we die.
+    pub fn give_up(&mut self, freezer: Box<dyn Freezer>) -> Result<()> {
+        self.bracket.persist()?;
+        let freeze = freezer.freeze();
+        self.given_up = Some(GivenUp(freezer));
+        freeze.map_err(Error::system("freeze the container's cgroup"))
+    }
+
+    /// Takes [`Held::give_up`] back; dropped then, it runs on.
+    pub fn take_back(&mut self) -> Result<()> {
+        self.given_up = None;
+        self.bracket.relent()
+    }
+
+    /// Leaves it as it is after [`Held::give_up`]: frozen and silent, for somebody else to decide.
+    pub fn leave(mut self) {
+        std::mem::forget(self.given_up.take());
+    }
+
     /// The container ends here, and its connections without a word to their peers.
-    pub fn end(self) -> Result<()> {
+    pub fn end(mut self) -> Result<()> {
         self.bracket.commit(self.init)?;
+        // Nobody runs: they are stopped by us, too.
+        self.given_up = None;
         self.frozen.kill()?;
         self.bracket.hold()
     }

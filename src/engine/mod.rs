@@ -25,6 +25,7 @@ mod tree;
 pub use dump::dump;
 pub use error::{Error, Result, Why};
 pub use freeze::Freezer;
+pub use network::take_back;
 pub use plan::{Plan, plan};
 pub use rebuild::Ready;
 pub use rebuild::RestoreReport;

@@ -146,6 +146,11 @@ impl NetLock {
         Ok(self.nft)
     }
 
+    /// See [`Nft::unhold`]; this lock stays.
+    pub fn unhold(&self, id: &str) -> Result<bool, Error> {
+        self.nft.unhold(id)
+    }
+
     /// See [`Nft::hold`]; this lock stays.
     pub fn hold(&self, id: &str, connections: &[Connection], timeout: Duration) -> Result<(), Error> {
         self.nft.hold(id, connections, timeout)

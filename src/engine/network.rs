@@ -109,6 +109,19 @@ impl Bracket {
         Ok(locked.guard.commit(&init)?)
     }
 
+    /// Keeps peers in silence even if we die, until [`Bracket::relent`] or for [`HOLD`].
+    pub fn persist(&self) -> Result<()> {
+        let Some(locked) = &self.0 else { return Ok(()) };
+        Ok(locked.lock.hold(&locked.id, &locked.connections, HOLD)?)
+    }
+
+    /// Takes [`Bracket::persist`] back.
+    pub fn relent(&self) -> Result<()> {
+        let Some(locked) = &self.0 else { return Ok(()) };
+        locked.lock.unhold(&locked.id)?;
+        Ok(())
+    }
+
     /// The container has ended: its peers meet silence for a while.
     pub fn hold(self) -> Result<()> {
         let Some(locked) = self.0 else { return Ok(()) };
@@ -120,6 +133,12 @@ impl Bracket {
         locked.lock.release()?;
         Ok(())
     }
+}
+
+/// Lets the peers of a container hear from it again, which was left silent ([`Bracket::persist`]).
+pub fn take_back(init: pid_t, id: &str) -> Result<()> {
+    Nft::open(netns_of(init)?.as_fd())?.unhold(id)?;
+    Ok(())
 }
 
 fn netns_of(pid: pid_t) -> Result<File> {

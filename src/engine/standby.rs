@@ -32,6 +32,8 @@ struct Arrived {
     landed: Spans,
     /// Of that, what is its maker's too: written only where it differs, so that it stays shared.
     inherited: Spans,
+    /// Pages of zeros that came where nothing was, and still is.
+    hollow: Spans,
     /// What the source has, by its last account.
     there: Spans,
     /// For pages that are missing yet; none for objects.
@@ -125,6 +127,9 @@ impl Standby {
         let kept = space::reshape(&mut self.site, built, alive, &before.mm, &same)?;
         let kept: Spans = kept.into_iter().collect();
         let arrived = self.arrived.entry(PagesOf::Task(p.entry.pid)).or_default();
+        for gone in arrived.hollow.without(&kept) {
+            arrived.hollow.remove(gone);
+        }
         for gone in arrived.landed.without(&kept) {
             arrived.landed.remove(gone);
             arrived.inherited.remove(gone);
@@ -234,6 +239,7 @@ impl Standby {
                     }
                 }
                 arrived.landed.insert(span);
+                arrived.hollow.remove(span);
                 arrived.inherited.remove(span);
             }
             PagesOf::Shmem(id) => {
@@ -242,17 +248,46 @@ impl Standby {
                 // A System V segment may end within its last page.
                 let inside = bytes.len().min(size.saturating_sub(vaddr) as usize);
                 object.write_all_at(&bytes[..inside], vaddr).map_err(Error::system("fill shared memory"))?;
-                self.arrived.entry(of).or_default().landed.insert(span);
+                let arrived = self.arrived.entry(of).or_default();
+                arrived.landed.insert(span);
+                arrived.hollow.remove(span);
             }
         }
         self.site.report.pages += span.pages;
         Ok(())
     }
 
+    /// Pages of zeros: a hole is as good where nothing was.
+    pub fn zeros(&mut self, of: PagesOf, span: Span) -> Result<()> {
+        const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        let file = |v: &VmaEntry| is_file_mapping(v) && v.start < span.end() && span.vaddr < v.end;
+        let hollow = |pid: u32| {
+            let alive = self.site.plan.tree.processes.iter().find(|p| p.entry.pid == pid)?.alive.as_ref();
+            alive.map(|a| !a.mm.vmas.iter().any(file))
+        };
+        let hollow = match of {
+            PagesOf::Task(pid) => hollow(pid).unwrap_or(true),
+            PagesOf::Shmem(_) => true,
+        };
+        for (part, landed) in self.arrived.entry(of).or_default().landed.split(span) {
+            if !landed && hollow {
+                self.arrived.entry(of).or_default().hollow.insert(part);
+                continue;
+            }
+            for at in (part.vaddr..part.end()).step_by(ZEROS.len()) {
+                self.pages(of, at, &ZEROS[..(part.end() - at).min(ZEROS.len() as u64) as usize])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Pages that the source has and that have not come, or not to stay.
     pub fn missing(&self) -> Vec<(PagesOf, Span)> {
-        let lacks = |(of, a): (&PagesOf, &Arrived)| a.there.without(&a.landed).into_iter().map(|s| (*of, s)).collect();
-        self.arrived.iter().flat_map(|each| -> Vec<_> { lacks(each) }).collect()
+        let lacks = |(of, a): (&PagesOf, &Arrived)| -> Vec<(PagesOf, Span)> {
+            let lacking = a.there.without(&a.landed).into_iter().flat_map(|span| a.hollow.split(span));
+            lacking.filter(|(_, hollow)| !hollow).map(|(span, _)| (*of, span)).collect()
+        };
+        self.arrived.iter().flat_map(lacks).collect()
     }
 
     /// All that is left, from the records that were made last. `external`: what takes the place of files from outside.

@@ -10,8 +10,8 @@ use super::events::micros;
 use super::ledger::{self, Decision};
 use super::transport::{Channel, Input, Output};
 use super::wire::message::{
-    Accept, Commit, Done, Extent, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round, RoundDone,
-    RoundEnd, Running, TreeEnd, Verdict,
+    Accept, Commit, Done, Extent, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round,
+    RoundDone, RoundEnd, Running, TreeEnd, Verdict,
 };
 use super::wire::{Content, Message, PROTOCOL, Reader, Writer};
 use super::{Error, Result};

@@ -3,7 +3,9 @@
 pub mod destination;
 pub mod disk;
 pub mod events;
+pub mod ledger;
 pub mod options;
+mod outlet;
 pub mod pairing;
 pub mod source;
 pub mod transport;

@@ -5,8 +5,6 @@
 //! ```
 //! Whatever fails before `given up` (see [`ledger`]), the container runs on here.
 
-use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::events::{self, Event, Phase, Summary, micros};
@@ -19,9 +17,9 @@ use super::wire::message::{
 };
 use super::wire::{self, Message, PROTOCOL, Reader};
 use super::{Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result};
-use crate::engine::departure::{Departure, Held, Sent};
-use crate::engine::{self, Freezer};
-use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
+use crate::engine;
+use crate::engine::departure::{Departure, Held};
+use crate::image::pages::{PagesOf, Span};
 use crate::runtime::Store;
 use crate::runtime::departure::{self, Leaving};
 use crate::sys::clock;
@@ -68,9 +66,12 @@ pub fn run(
     let held = session.freeze(&mut departure, &leaving, &missing).map_err(|e| session.running(e))?;
     let summary = session.hand_over(held, &leaving, destination, options)?;
     drop(departure);
-    leaving.remove().map_err(|error| {
-        observer(Event::Warning { text: format!("cannot clean up: {error}") });
-    }).ok();
+    leaving
+        .remove()
+        .map_err(|error| {
+            observer(Event::Warning { text: format!("cannot clean up: {error}") });
+        })
+        .ok();
     observer(Event::Moved(Summary { total_us: micros(begun.elapsed()), ..summary }));
     Ok(Outcome::Moved)
 }
@@ -220,7 +221,8 @@ impl<'a> Session<'a> {
             let rate = sent.pages_sent as f64 / sent.took.as_secs_f64().max(1e-6);
             let dirty = sent.pages_sent as f64 / interval.as_secs_f64().max(1e-6);
             let expected = Duration::from_secs_f64(sent.pages_sent as f64 / rate.max(1.0)) + sent.collecting * 4;
-            let enough = self.rounds > 1 && (expected <= options.downtime_target || sent.pages_sent * 10 > smallest * 9);
+            let enough =
+                self.rounds > 1 && (expected <= options.downtime_target || sent.pages_sent * 10 > smallest * 9);
             let late = options.max_time.is_some_and(|most| begun.elapsed() > most) || self.rounds >= 30;
             smallest = smallest.min(sent.pages_sent);
             let decision = if enough || late { "freeze" } else { "another" };
@@ -290,10 +292,8 @@ impl<'a> Session<'a> {
         let freezer = leaving.freezer();
         let id = leaving.state().id.clone();
         let note = GivenUp { token: self.token.clone(), destination: destination.to_string() };
-        let given_up = held
-            .give_up(&freezer)
-            .map_err(Error::from)
-            .and_then(|()| Ok(ledger::give_up(&leaving.dir(), &note)?));
+        let given_up =
+            held.give_up(freezer).map_err(Error::from).and_then(|()| Ok(ledger::give_up(&leaving.dir(), &note)?));
         if let Err(error) = given_up {
             // Dropped, it runs on.
             return Err(self.running(error));
@@ -406,9 +406,4 @@ pub fn settle(store: &Store, id: &str, observer: Observer<'_>) -> std::result::R
     departure::thaw(store, id).map_err(|e| frozen(e.into()))?;
     ledger::forget(&dir).map_err(|e| Failed { error: e.into(), now: Now::Running })?;
     Ok(format!("container {id} did not come to run at {destination}; it runs on here"))
-}
-
-#[allow(unused)]
-fn _unused(_: &dyn Freezer, _: &Path, _: Sent, _: u64) {
-    let _ = PAGE_SIZE;
 }

@@ -12,6 +12,7 @@ use super::{Error, Result, delete, status, streams};
 use crate::engine::departure::Departure;
 use crate::engine::{Freezer, Subject};
 use crate::sys::clock::{self, Shift};
+use crate::sys::pidfd::PidFd;
 
 /// Only one migration of a container at a time. The file stays; the lock goes with its holder.
 const LOCK: &str = "departure.lock";
@@ -86,8 +87,8 @@ impl Leaving {
     }
 
     /// The cgroup's freezer, which holds the container still without anybody.
-    pub fn freezer(&self) -> impl Freezer + use<> {
-        Cgroup::at(&self.state.cgroup)
+    pub fn freezer(&self) -> Box<dyn Freezer> {
+        Box::new(Cgroup::at(&self.state.cgroup))
     }
 
     /// What is left of a container whose processes have ended.
@@ -97,10 +98,34 @@ impl Leaving {
     }
 }
 
+/// Host pid of the first process of a container that was left frozen.
+pub fn init(store: &Store, id: &str) -> Result<i32> {
+    store.load(id)?.init.filter(|init| init.is_alive()).map(|init| init.pid).ok_or(Error::NotRunning)
+}
+
 /// Puts a container that was left frozen back to work.
 ///
 /// # Errors
 /// [`Error::NotFound`], or what its freezer says.
 pub fn thaw(store: &Store, id: &str) -> Result<()> {
     Cgroup::at(&store.load(id)?.cgroup).thaw()
+}
+
+/// Ends a container that was left frozen: it runs elsewhere.
+pub fn end(store: &Store, id: &str) -> Result<()> {
+    let locked = store.lock(id)?;
+    let state = locked.load()?;
+    // Killed first, so that nobody runs when it is thawed.
+    if let Some(init) = state.init.filter(|init| init.is_alive()) {
+        let killed = PidFd::open(init.pid).and_then(|init| init.kill(libc::SIGKILL));
+        killed.map_err(|source| Error::Signal { pid: init.pid, source })?;
+    }
+    let cgroup = Cgroup::at(&state.cgroup);
+    for pid in cgroup.pids()? {
+        let _ = PidFd::open(pid).and_then(|task| task.kill(libc::SIGKILL));
+    }
+    if cgroup.is_frozen() {
+        cgroup.thaw()?;
+    }
+    delete::remove(locked, &state)
 }

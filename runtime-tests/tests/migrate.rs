@@ -1,0 +1,28 @@
+//! `lmrun migrate`: one command moves a container that works.
+
+use std::time::{Duration, Instant};
+
+use runtime_tests::hosts::Hosts;
+use runtime_tests::migration::Migration;
+use runtime_tests::redis::Writer;
+use runtime_tests::runtimes::Runtime;
+
+#[test]
+fn a_redis_moves_and_its_client_keeps_its_connection() {
+    let hosts = Hosts::new();
+    let migration = Migration::start(&hosts, &Runtime::Lmrun).unwrap();
+    migration.connect().unwrap().load(64, |_| ()).unwrap();
+    let writer = Writer::start(migration.connect().unwrap());
+    std::thread::sleep(Duration::from_millis(300));
+    let moved = Instant::now();
+    let said = migration.migrate(&[]);
+    std::thread::sleep(Duration::from_secs(1));
+    let record = writer.finish();
+    for line in said.as_ref().unwrap() {
+        println!("{line}");
+    }
+    println!("gap {:?}", record.longest_gap(moved));
+    assert_eq!(record.failure, None);
+    let audit = record.audit(&mut migration.connect().unwrap()).unwrap();
+    assert_eq!(audit, (0, 0, 0));
+}
