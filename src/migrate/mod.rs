@@ -1,5 +1,6 @@
 //! Live migration: a container goes on at another host.
 
+pub mod address;
 pub mod destination;
 pub mod disk;
 pub mod events;

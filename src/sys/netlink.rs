@@ -14,12 +14,16 @@ use super::sockopt;
 const NLM_F_REQUEST: u16 = 1;
 /// include/uapi/linux/netlink.h.
 pub const NLM_F_ACK: u16 = 4;
+/// include/uapi/linux/netlink.h: put it in the place of what exists.
+pub const NLM_F_REPLACE: u16 = 0x100;
 /// include/uapi/linux/netlink.h: fail if it exists.
 pub const NLM_F_EXCL: u16 = 0x200;
 /// include/uapi/linux/netlink.h: make it if it does not exist.
 pub const NLM_F_CREATE: u16 = 0x400;
 /// include/uapi/linux/netlink.h: the attribute consists of attributes.
 const NLA_F_NESTED: u16 = 0x8000;
+/// include/uapi/linux/netlink.h: the type without what is said of the value.
+const NLA_TYPE_MASK: u16 = 0x3fff;
 /// include/uapi/linux/netlink.h: all objects of a kind.
 const NLM_F_DUMP: u16 = 0x300;
 /// include/uapi/linux/netlink.h: an acknowledgement, which is an error of 0.
@@ -62,11 +66,7 @@ pub struct Attributes<'a> {
 impl Attributes<'_> {
     /// Appends an attribute, at most 65531 bytes.
     pub fn put(&mut self, kind: u16, value: &[u8]) {
-        let len = u16::try_from(value.len() + 4).expect("an attribute is shorter than 64 KiB");
-        self.bytes.extend_from_slice(&len.to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(value);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        put(self.bytes, kind, value);
     }
 
     /// Appends a 32-bit number in network order.
@@ -89,6 +89,15 @@ impl Attributes<'_> {
     }
 }
 
+/// Appends an attribute, at most 65531 bytes.
+pub fn put(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let len = u16::try_from(value.len() + 4).expect("an attribute is shorter than 64 KiB");
+    to.extend_from_slice(&len.to_ne_bytes());
+    to.extend_from_slice(&kind.to_ne_bytes());
+    to.extend_from_slice(value);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
 /// A netlink socket; it belongs to the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct NetlinkSocket(OwnedFd);
@@ -96,6 +105,12 @@ pub struct NetlinkSocket(OwnedFd);
 impl AsFd for NetlinkSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for NetlinkSocket {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
     }
 }
 
@@ -201,7 +216,7 @@ pub fn attributes(mut bytes: &[u8]) -> HashMap<u16, &[u8]> {
     while let Some(([l0, l1, k0, k1], rest)) = bytes.split_first_chunk() {
         let len = usize::from(u16::from_ne_bytes([*l0, *l1])).max(4);
         if let Some(value) = rest.get(..len - 4) {
-            found.insert(u16::from_ne_bytes([*k0, *k1]), value);
+            found.insert(u16::from_ne_bytes([*k0, *k1]) & NLA_TYPE_MASK, value);
         }
         bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
     }

@@ -1,0 +1,201 @@
+//! A network namespace that neither hears nor speaks: the container is not here, or not yet, but its addresses are.
+//!
+//! One nftables table of the netdev family, with a chain at the ingress and one at the egress of each interface, and drop as
+//! their policy: ARP and neighbour discovery are not answered, connections are neither made nor reset. Nothing else is touched,
+//! so it is undone in an instant: the chains are there before and after, and only their policy changes. Packet sockets ([`super::super::capture`]) still see what arrives.
+//!
+//! Message and attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use super::{Error, Result, netlink, read, within};
+use crate::sys::netlink::{Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
+
+const NFPROTO_UNSPEC: u8 = 0;
+const NFPROTO_NETDEV: u8 = 5;
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEWTABLE: u16 = SUBSYSTEM << 8;
+const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
+const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
+/// NFT_TABLE_F_OWNER, since Linux 5.12.
+const TABLE_OWNER: u32 = 2;
+/// NF_NETDEV_INGRESS, and NF_NETDEV_EGRESS, since Linux 5.16.
+const INGRESS: u32 = 0;
+const EGRESS: u32 = 1;
+/// NF_DROP and NF_ACCEPT.
+const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
+
+/// What stays when this process ends.
+const KEPT: &str = "lmrun-silence";
+
+/// A namespace that can be silenced at once: the chains are there, and let everything pass.
+#[derive(Debug)]
+pub struct Silencer {
+    nft: NetlinkSocket,
+    interfaces: Vec<String>,
+    hooks: &'static [u32],
+    table: String,
+}
+
+/// A namespace that is silent, until this is dropped or this process ends.
+#[derive(Debug)]
+#[must_use = "the silence ends when this is dropped"]
+pub struct Silence(Silencer);
+
+impl Silencer {
+    /// Makes the chains in `netns`, which takes some milliseconds: before the container is frozen. They are there until
+    /// this is dropped or this process ends. Interfaces that come later are not silenced.
+    pub fn open(netns: BorrowedFd<'_>) -> Result<Self> {
+        within(netns, || {
+            let route = NetlinkSocket::route().map_err(netlink("open rtnetlink"))?;
+            let links = read::links(&route)?.into_iter().filter(|link| !link.loopback);
+            let nft = NetlinkSocket::netfilter().map_err(netlink("open nftables"))?;
+            let interfaces = links.map(|link| link.name).collect();
+            let mut this = Self { nft, interfaces, hooks: &[INGRESS, EGRESS], table: own_table() };
+            let made = match this.make(&this.table, TABLE_OWNER, ACCEPT) {
+                // What this kernel cannot drop is what the container sends, and it is frozen or not there.
+                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    this.hooks = &[INGRESS];
+                    this.make(&this.table, TABLE_OWNER, ACCEPT)
+                }
+                made => made,
+            };
+            made.map_err(netlink("prepare to silence the interfaces by nftables"))?;
+            Ok(this)
+        })
+    }
+
+    /// From now on nothing passes. Takes some 50 us.
+    pub fn impose(self) -> Result<Silence> {
+        self.decide(DROP).map_err(netlink("silence the interfaces by nftables"))?;
+        Ok(Silence(self))
+    }
+
+    fn make(&self, table: &str, flags: u32, policy: u32) -> io::Result<()> {
+        let mut batch = Batch::default();
+        begin(&mut batch);
+        if flags == 0 {
+            // What was left behind is replaced: the removal has to find a table.
+            add_table(&mut batch, table, 0, 0);
+            delete_table(&mut batch, table);
+        }
+        add_table(&mut batch, table, flags, NLM_F_EXCL);
+        self.chains(|name, hook, interface| add_chain(&mut batch, table, name, hook, interface, policy));
+        end(&mut batch);
+        self.nft.transact(&batch)
+    }
+
+    /// To change a policy is quick; to take a chain away is not.
+    fn decide(&self, policy: u32) -> io::Result<()> {
+        if self.interfaces.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        begin(&mut batch);
+        self.chains(|name, _, _| {
+            batch.request(NEWCHAIN, NLM_F_ACK, &nfgenmsg(NFPROTO_NETDEV, 0), |a| {
+                a.put_name(1, &self.table);
+                a.put_name(3, name);
+                a.put_be32(5, policy);
+            });
+        });
+        end(&mut batch);
+        self.nft.transact(&batch)
+    }
+
+    fn chains(&self, mut each: impl FnMut(&str, u32, &str)) {
+        for (n, interface) in self.interfaces.iter().enumerate() {
+            for hook in self.hooks {
+                each(&format!("{hook}-{n}"), *hook, interface);
+            }
+        }
+    }
+}
+
+impl Silence {
+    /// From now on it lasts beyond this process, until [`Silence::lift_kept`] or the end of the namespace. Takes some
+    /// milliseconds; nothing passes meanwhile.
+    pub fn keep(self) -> Result<()> {
+        self.0.make(KEPT, 0, DROP).map_err(netlink("keep the interfaces silent by nftables"))
+    }
+
+    /// From now on everything passes. Takes some 50 us.
+    pub fn lift(self) -> Result<()> {
+        self.0.decide(ACCEPT).map_err(netlink("end the silence"))?;
+        // To close the socket is to remove the chains, for which the kernel waits for all processors.
+        let _ = thread::Builder::new().name("silence".to_owned()).spawn(|| drop(self));
+        Ok(())
+    }
+
+    /// Ends in `netns` what [`Silence::keep`] has left there; false if there was nothing.
+    pub fn lift_kept(netns: BorrowedFd<'_>) -> Result<bool> {
+        within(netns, || {
+            let nft = NetlinkSocket::netfilter().map_err(netlink("open nftables"))?;
+            match remove(&nft, KEPT) {
+                Ok(()) => Ok(true),
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+                Err(source) => Err(Error::Netlink { what: "end the silence", source }),
+            }
+        })
+    }
+}
+
+/// A table that goes with this process. A former one may still be on its way out.
+fn own_table() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("{KEPT}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn remove(nft: &NetlinkSocket, table: &str) -> io::Result<()> {
+    let mut batch = Batch::default();
+    begin(&mut batch);
+    delete_table(&mut batch, table);
+    end(&mut batch);
+    nft.transact(&batch)
+}
+
+/// `struct nfgenmsg`: family, version 0, and in network order the resource.
+fn nfgenmsg(family: u8, resource: u16) -> [u8; 4] {
+    let [high, low] = resource.to_be_bytes();
+    [family, 0, high, low]
+}
+
+fn begin(batch: &mut Batch) {
+    batch.request(BATCH_BEGIN, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
+}
+
+fn end(batch: &mut Batch) {
+    batch.request(BATCH_END, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
+}
+
+fn add_table(batch: &mut Batch, table: &str, table_flags: u32, request_flags: u16) {
+    batch.request(NEWTABLE, NLM_F_CREATE | NLM_F_ACK | request_flags, &nfgenmsg(NFPROTO_NETDEV, 0), |a| {
+        a.put_name(1, table);
+        a.put_be32(2, table_flags);
+    });
+}
+
+fn delete_table(batch: &mut Batch, table: &str) {
+    batch.request(DELTABLE, NLM_F_ACK, &nfgenmsg(NFPROTO_NETDEV, 0), |a| a.put_name(1, table));
+}
+
+fn add_chain(batch: &mut Batch, table: &str, chain: &str, hook: u32, interface: &str, policy: u32) {
+    batch.request(NEWCHAIN, NLM_F_CREATE | NLM_F_ACK, &nfgenmsg(NFPROTO_NETDEV, 0), |a| {
+        a.put_name(1, table);
+        a.put_name(3, chain);
+        a.nest(4, |a| {
+            a.put_be32(1, hook);
+            // Before everybody else.
+            a.put_be32(2, -500i32 as u32);
+            a.put_name(3, interface);
+        });
+        a.put_be32(5, policy);
+        a.put_name(7, "filter");
+    });
+}
