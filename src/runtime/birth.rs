@@ -1,10 +1,9 @@
 //! The birth of a container's init: one clone3(2), and no waiting for cgroups.
 //!
 //! libcontainer by itself forks twice and looks up and moves each process in every hierarchy anew. It does so still for a
-//! container with a user namespace or with network devices, which take a process between; what init does from
-//! there on is libcontainer's in either case.
+//! container with a user namespace, which takes a process between; what init does from there on is libcontainer's in
+//! either case.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +16,6 @@ use libcontainer::process::args::ContainerArgs;
 use libcontainer::process::channel::{self, ChannelError, InitReceiver, MainSender};
 use libcontainer::process::container_main_process::ProcessError;
 use libcontainer::process::init::container_init_process;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
@@ -35,8 +33,7 @@ const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTI
 
 /// Whether a container with this spec is born here and not by libcontainer.
 pub(super) fn is_direct(spec: &Spec) -> bool {
-    let devices = spec.linux().as_ref().and_then(|linux| linux.net_devices().as_ref());
-    namespace(spec, LinuxNamespaceType::User).is_none() && devices.is_none_or(|devices| devices.is_empty())
+    namespace(spec, LinuxNamespaceType::User).is_none()
 }
 
 /// Forks init, into its cgroup and namespaces, and runs the hooks of create. Init waits for `start` when this
@@ -44,20 +41,17 @@ pub(super) fn is_direct(spec: &Spec) -> bool {
 ///
 /// # Errors
 /// What went wrong, in init or outside. Init may live on then, in the container's cgroup.
-pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Rc<Mounts>>, cgroup: &Cgroup) -> Result<i32> {
+pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Mounts>, cgroup: &Cgroup) -> Result<i32> {
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let birthplace = cgroup.make(resources)?;
     let outside = Outside::leave(&args.spec)?;
     let (spec, namespaces) = without_namespaces(&args.spec, mounts.is_some());
     args.spec = Rc::new(spec);
-    if let Some(mounts) = mounts.clone().filter(|mounts| mounts.has_propagation()) {
-        args.executor = Box::new(Propagating { executor: args.executor, mounts });
-    }
 
     let (mut to_main, mut from_init) = channel::main_channel().map_err(channel_error)?;
     let (mut to_init, mut from_main) = channel::init_channel().map_err(channel_error)?;
     let init = || {
-        let Err(why) = be_born(&mut args, &birthplace, &namespaces, mounts.as_deref())
+        let Err(why) = be_born(&mut args, &birthplace, &namespaces, mounts.as_ref())
             .and_then(|()| become_init(&args, &mut to_main, &mut from_main));
         let _ = to_main.exec_failed(why);
         255
@@ -142,28 +136,6 @@ fn become_init(
     match container_init_process(args, to_main, from_main) {
         Ok(()) => Err("init came back".into()),
         Err(error) => Err(chain(&error)),
-    }
-}
-
-/// An executor that sees to the propagation of mounts first: libcontainer resets it while it makes the root.
-#[derive(Clone)]
-struct Propagating {
-    executor: Box<dyn Executor>,
-    mounts: Rc<Mounts>,
-}
-
-impl Executor for Propagating {
-    fn exec(&self, spec: &Spec) -> std::result::Result<(), ExecutorError> {
-        self.executor.exec(spec)
-    }
-
-    fn validate(&self, spec: &Spec) -> std::result::Result<(), ExecutorValidationError> {
-        self.mounts.propagate().map_err(ExecutorValidationError::ArgValidationError)?;
-        self.executor.validate(spec)
-    }
-
-    fn setup_envs(&self, envs: HashMap<String, String>) -> std::result::Result<(), ExecutorSetEnvsError> {
-        self.executor.setup_envs(envs)
     }
 }
 

@@ -18,7 +18,8 @@ use oci_spec::runtime::{
 
 use serde_json::Value;
 
-use super::{Error, Result};
+use super::personality::Persona;
+use super::{Error, Result, selinux};
 use crate::engine::ClockOffsets;
 
 /// A bundle directory and what its config.json says.
@@ -41,7 +42,7 @@ impl Bundle {
         let json = fs::read(&file).map_err(|e| Error::io(&file, e))?;
         let config = |e: serde_json::Error| Error::Config(e.to_string());
         let mut json: Value = serde_json::from_slice(&json).map_err(config)?;
-        drop_unknown_capabilities(&mut json);
+        as_oci_spec_has_it(&mut json);
         let mut spec: Spec = serde_json::from_value(json).map_err(config)?;
         check(&spec)?;
         spec.canonicalize_rootfs(&path).map_err(|e| Error::Config(format!("root.path: {e}")))?;
@@ -55,7 +56,7 @@ impl Bundle {
         let config = |e: serde_json::Error| Error::Config(e.to_string());
         let mut json: Value = serde_json::from_slice(&json).map_err(config)?;
         edit(&mut json["process"]);
-        drop_unknown_capabilities(&mut json);
+        as_oci_spec_has_it(&mut json);
         Ok(Bundle { path: path.to_owned(), spec: serde_json::from_value(json).map_err(config)? })
     }
 
@@ -125,6 +126,8 @@ impl Bundle {
         let mut spec = self.spec.clone();
         let mut linux = self.linux()?.clone();
         linux.set_seccomp(None);
+        linux.set_personality(None);
+        linux.set_mount_label(selinux::mount_label(&self.spec));
         edit(&mut linux);
         spec.set_linux(Some(linux));
         spec.set_process(Some(process));
@@ -194,6 +197,20 @@ impl CapabilitySets {
     }
 }
 
+/// What config.json may say and the crate does not read.
+fn as_oci_spec_has_it(config: &mut Value) {
+    drop_unknown_capabilities(config);
+    let flags = config.pointer_mut("/process/scheduler/flags").and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten() {
+        let name = match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => "SCHED_RESET_ON_FORK",
+            Some("SCHED_FLAG_DL_OVERRUN") => "SCHED_FLAG_D_L_OVERRUN",
+            _ => continue,
+        };
+        *flag = name.into();
+    }
+}
+
 /// A capability that this kernel or lmrun has not heard of cannot be granted: logged, not refused.
 fn drop_unknown_capabilities(config: &mut Value) {
     let sets = config.pointer_mut("/process/capabilities").and_then(Value::as_object_mut);
@@ -247,6 +264,9 @@ fn check(spec: &Spec) -> Result<()> {
     }
     validate_spec_for_new_user_ns(spec, &*syscall).map_err(|e| config(&e))?;
     validate_spec_for_net_devices(spec, &*syscall).map_err(|e| config(&e))?;
+    Persona::of(spec)?;
+    selinux::process_label(spec)?;
+    check_hooks(spec)?;
     let process = spec.process().as_ref().ok_or_else(|| Error::Config("process is missing".into()))?;
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(Error::Config("process.args is empty".into()));
@@ -257,4 +277,160 @@ fn check(spec: &Spec) -> Result<()> {
         return Err(Error::Config("process.apparmorProfile is set, but apparmor is not enabled on the host".into()));
     }
     Ok(())
+}
+
+/// Runtime specification, "POSIX-platform Hooks".
+fn check_hooks(spec: &Spec) -> Result<()> {
+    let Some(hooks) = spec.hooks() else { return Ok(()) };
+    #[allow(deprecated)] // prestart: engines still use it
+    let lists = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    for hook in lists.into_iter().flatten().flatten() {
+        let wrong = |why: &str| Err(Error::Config(format!("hook {}: {why}", hook.path().display())));
+        if !hook.path().is_absolute() {
+            return wrong("its path is not absolute");
+        }
+        if hook.timeout().is_some_and(|seconds| seconds <= 0) {
+            return wrong("its timeout is not greater than zero");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The words of the runtime specification, each where it stands.
+    #[test]
+    fn every_word_of_the_specification_is_read() {
+        let words: [(&str, &[&str]); 10] = [
+            (
+                "/process/scheduler/flags/0",
+                &[
+                    "SCHED_FLAG_RESET_ON_FORK",
+                    "SCHED_FLAG_RECLAIM",
+                    "SCHED_FLAG_DL_OVERRUN",
+                    "SCHED_FLAG_KEEP_POLICY",
+                    "SCHED_FLAG_KEEP_PARAMS",
+                    "SCHED_FLAG_UTIL_CLAMP_MIN",
+                    "SCHED_FLAG_UTIL_CLAMP_MAX",
+                ],
+            ),
+            (
+                "/process/scheduler/policy",
+                &["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_ISO", "SCHED_IDLE", "SCHED_DEADLINE"],
+            ),
+            ("/process/ioPriority/class", &["IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"]),
+            (
+                "/process/rlimits/0/type",
+                &[
+                    "RLIMIT_AS",
+                    "RLIMIT_CORE",
+                    "RLIMIT_CPU",
+                    "RLIMIT_DATA",
+                    "RLIMIT_FSIZE",
+                    "RLIMIT_LOCKS",
+                    "RLIMIT_MEMLOCK",
+                    "RLIMIT_MSGQUEUE",
+                    "RLIMIT_NICE",
+                    "RLIMIT_NOFILE",
+                    "RLIMIT_NPROC",
+                    "RLIMIT_RSS",
+                    "RLIMIT_RTPRIO",
+                    "RLIMIT_RTTIME",
+                    "RLIMIT_SIGPENDING",
+                    "RLIMIT_STACK",
+                ],
+            ),
+            ("/linux/namespaces/0/type", &["pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"]),
+            (
+                "/linux/memoryPolicy/mode",
+                &[
+                    "MPOL_DEFAULT",
+                    "MPOL_BIND",
+                    "MPOL_INTERLEAVE",
+                    "MPOL_WEIGHTED_INTERLEAVE",
+                    "MPOL_PREFERRED",
+                    "MPOL_PREFERRED_MANY",
+                    "MPOL_LOCAL",
+                ],
+            ),
+            ("/linux/memoryPolicy/flags/0", &["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"]),
+            (
+                "/linux/seccomp/architectures/0",
+                &[
+                    "SCMP_ARCH_X86",
+                    "SCMP_ARCH_X86_64",
+                    "SCMP_ARCH_X32",
+                    "SCMP_ARCH_ARM",
+                    "SCMP_ARCH_AARCH64",
+                    "SCMP_ARCH_MIPS",
+                    "SCMP_ARCH_MIPS64",
+                    "SCMP_ARCH_MIPS64N32",
+                    "SCMP_ARCH_MIPSEL",
+                    "SCMP_ARCH_MIPSEL64",
+                    "SCMP_ARCH_MIPSEL64N32",
+                    "SCMP_ARCH_PPC",
+                    "SCMP_ARCH_PPC64",
+                    "SCMP_ARCH_PPC64LE",
+                    "SCMP_ARCH_S390",
+                    "SCMP_ARCH_S390X",
+                    "SCMP_ARCH_PARISC",
+                    "SCMP_ARCH_PARISC64",
+                    "SCMP_ARCH_RISCV64",
+                ],
+            ),
+            (
+                "/linux/seccomp/defaultAction",
+                &[
+                    "SCMP_ACT_KILL",
+                    "SCMP_ACT_KILL_PROCESS",
+                    "SCMP_ACT_KILL_THREAD",
+                    "SCMP_ACT_TRAP",
+                    "SCMP_ACT_ERRNO",
+                    "SCMP_ACT_TRACE",
+                    "SCMP_ACT_ALLOW",
+                    "SCMP_ACT_LOG",
+                    "SCMP_ACT_NOTIFY",
+                ],
+            ),
+            (
+                "/linux/seccomp/flags/0",
+                &[
+                    "SECCOMP_FILTER_FLAG_TSYNC",
+                    "SECCOMP_FILTER_FLAG_LOG",
+                    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+                    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+                ],
+            ),
+        ];
+        let plain = json!({
+            "ociVersion": "1.3.0",
+            "process": { "cwd": "/", "user": { "uid": 0, "gid": 0 }, "scheduler": { "policy": "SCHED_OTHER", "flags": [""] },
+                "ioPriority": { "class": "", "priority": 0 }, "rlimits": [{ "type": "", "soft": 0, "hard": 0 }] },
+            "linux": { "namespaces": [{ "type": "" }], "memoryPolicy": { "mode": "", "flags": [""] },
+                "seccomp": { "defaultAction": "", "architectures": [""], "flags": [""] } },
+        });
+        let mut missing = Vec::new();
+        for (place, known) in words {
+            for word in known {
+                let mut config = plain.clone();
+                words.iter().for_each(|(place, known)| *config.pointer_mut(place).unwrap() = json!(known[0]));
+                *config.pointer_mut(place).unwrap() = json!(word);
+                as_oci_spec_has_it(&mut config);
+                if let Err(error) = serde_json::from_value::<Spec>(config) {
+                    missing.push(format!("{place} {word}: {error}"));
+                }
+            }
+        }
+        assert!(missing.is_empty(), "{missing:#?}");
+    }
 }

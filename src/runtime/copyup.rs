@@ -2,16 +2,19 @@
 //! that place. Podman asks for it.
 
 use std::fs::File;
-use std::io::{self, BufReader, Seek};
-use std::os::fd::AsRawFd;
+use std::io::{self, BufReader, Read, Seek};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::libc;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{fchdir, pipe2, write};
 use oci_spec::runtime::Spec;
 
-use super::{Error, Result};
-use crate::sys::{file, namespace};
+use super::{Error, Result, chain};
+use crate::sys::{file, fork, namespace};
 
 const OPTION: &str = "tmpcopyup";
 
@@ -34,35 +37,51 @@ pub fn take(spec: &mut Spec) -> Vec<PathBuf> {
 }
 
 /// Copies what `rootfs` has at `mount` into the container of `init`, which has just been made.
+///
+/// A process of its own does it, as the container's root: in a user namespace, nobody else has ids there.
 pub fn copy(init: i32, rootfs: &Path, mount: &Path) -> Result<()> {
-    let archive = match archive(rootfs, mount) {
+    let io = |e| Error::io(mount, e);
+    let root = File::open(rootfs).map_err(|e| Error::io(rootfs, e))?;
+    let flags = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
+    let from = match file::open_in(&root, mount.as_os_str().as_encoded_bytes(), flags) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        archive => archive,
+        opened => opened.map_err(io)?,
     };
-    let unpack = |archive: File| {
-        namespace::in_mounts_of(init, || {
-            let mut archive = tar::Archive::new(BufReader::new(archive));
-            archive.set_preserve_permissions(true);
-            archive.set_preserve_ownerships(true);
-            archive.set_preserve_mtime(true);
-            archive.unpack(mount)
+    let mut scratch = File::options();
+    let scratch = scratch.read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(std::env::temp_dir());
+    let scratch = scratch.map_err(io)?;
+    let (said, saying) = pipe2(OFlag::O_CLOEXEC).map_err(|e| io(e.into()))?;
+    let child =
+        fork::child(|| match namespace::enter_as_root(init).and_then(|()| copy_inside(&from, &scratch, mount)) {
+            Ok(()) => 0,
+            Err(error) => {
+                let _ = write(&saying, chain(&error).as_bytes());
+                1
+            }
         })
-    };
-    archive.and_then(unpack).map_err(|e| Error::io(mount, e))
+        .map_err(Error::Fork)?;
+    drop(saying);
+    let mut why = String::new();
+    File::from(said).read_to_string(&mut why).map_err(io)?;
+    match waitpid(child, None) {
+        Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+        _ => Err(Error::Init(format!("copy what the image has at {}: {why}", mount.display()))),
+    }
 }
 
-fn archive(rootfs: &Path, mount: &Path) -> io::Result<File> {
-    let root = File::open(rootfs)?;
-    let flags = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
-    let from = file::open_in(&root, mount.as_os_str().as_encoded_bytes(), flags)?;
-    let mut scratch = File::options();
-    let scratch = scratch.read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(std::env::temp_dir())?;
+fn copy_inside(from: &OwnedFd, scratch: &File, mount: &Path) -> io::Result<()> {
+    // No path leads there from here, and this /proc knows nobody from outside.
+    fchdir(from)?;
     let mut builder = tar::Builder::new(scratch);
     builder.follow_symlinks(false);
-    builder.append_dir_all(".", format!("/proc/self/fd/{}", from.as_raw_fd()))?;
+    builder.append_dir_all(".", ".")?;
     let mut scratch = builder.into_inner()?;
     scratch.rewind()?;
-    Ok(scratch)
+    let mut archive = tar::Archive::new(BufReader::new(scratch));
+    archive.set_preserve_permissions(true);
+    archive.set_preserve_ownerships(true);
+    archive.set_preserve_mtime(true);
+    archive.unpack(mount)
 }
 
 #[cfg(test)]

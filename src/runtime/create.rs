@@ -24,17 +24,18 @@ use nix::sys::prctl;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{geteuid, mkfifo};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::bundle::{Bundle, makes_namespace};
 use super::cgroup::Cgroup;
-use super::mounts::Mounts;
+use super::mounts::{Mounts, Propagation};
 use super::process::Process;
+use super::rdt::Group;
 use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, birth, caller, chain, copyup, hooks, passwd, restore, standby, streams};
+use super::{Error, Result, birth, caller, chain, copyup, hooks, netdevices, passwd, restore, standby, streams};
 use crate::sys::netns;
 use crate::sys::proc;
 
@@ -95,6 +96,7 @@ impl HalfMade {
     /// # Errors
     /// [`Error::CgroupInUse`]: what is in a container's cgroup is killed with it, so nobody else may be.
     pub fn begin(store: &Store, id: &str, bundle: &Bundle) -> Result<Self> {
+        let rdt = Group::of(&bundle.spec, id)?;
         let cgroup = Cgroup::of_container(bundle.linux()?.cgroups_path().as_deref(), id)?;
         let uid = geteuid().as_raw();
         let state = State {
@@ -114,6 +116,7 @@ impl HalfMade {
             hooks: bundle.spec.hooks().clone(),
             restore: None,
             no_new_keyring: false,
+            rdt,
         };
         let locked = store.create(id)?;
         let pids = cgroup.pids()?;
@@ -124,6 +127,9 @@ impl HalfMade {
         }
         let container = HalfMade { locked: Some(locked), state };
         container.locked().save(&container.state)?;
+        if let (Some(group), Some(wanted)) = (&container.state.rdt, bundle.linux()?.intel_rdt()) {
+            group.make(wanted)?;
+        }
         Ok(container)
     }
 
@@ -151,6 +157,7 @@ impl HalfMade {
         self.state.no_new_keyring = options.no_new_keyring;
         let makes_network = makes_namespace(&spec, LinuxNamespaceType::Network);
         let copied_up = copyup::take(&mut spec);
+        let devices = netdevices::take(&mut spec);
         let cgroup = Cgroup::at(&self.state.cgroup);
         let console = match &options.console_socket {
             Some(path) => Some(console_socket(&dir, path)?),
@@ -159,8 +166,12 @@ impl HalfMade {
         let notify_listener =
             NotifyListener::new(&dir.join(NOTIFY_SOCKET)).map_err(|e| Error::Libcontainer(chain(&e)))?;
         let own = OwnAttributes::lend(spec.process().as_ref().and_then(|process| process.oom_score_adj()))?;
+        let executor = Propagation::before(executor, &spec);
         let direct = birth::is_direct(&spec);
         let mounts = if direct { Mounts::take(&mut spec, &self.state.bundle, &cgroup)? } else { None };
+        if mounts.is_none() {
+            refuse_mappings(&spec)?;
+        }
         let args = ContainerArgs {
             container_type: ContainerType::InitContainer,
             syscall: SyscallType::default(),
@@ -182,11 +193,7 @@ impl HalfMade {
             pid_file: None, // the library's is neither atomic nor checked
             spec: Rc::new(spec),
         };
-        let init = if direct {
-            birth::give_birth(args, mounts.map(Rc::new), &cgroup)
-        } else {
-            by_libcontainer(&args, &cgroup)
-        };
+        let init = if direct { birth::give_birth(args, mounts, &cgroup) } else { by_libcontainer(&args, &cgroup) };
         drop(own);
         let pid = init?;
         self.state.init = Process::of(pid);
@@ -200,6 +207,10 @@ impl HalfMade {
         if let Some(socket) = pidfd_socket {
             caller::send_pidfd(&socket, pid, "standard").map_err(|e| Error::io("pidfd socket", e))?;
         }
+        if let Some(group) = &self.state.rdt {
+            group.add(pid)?;
+        }
+        netdevices::give(&devices, pid)?;
         copied_up.iter().try_for_each(|mount| copyup::copy(pid, &self.state.rootfs, mount))?;
         if makes_network && !direct { raise_loopback(pid) } else { Ok(()) }
     }
@@ -267,6 +278,9 @@ impl Drop for HalfMade {
         if let Err(error) = Cgroup::at(&self.state.cgroup).destroy() {
             tracing::warn!(%error, id = self.state.id, "cannot remove the cgroup of a container that could not be made");
         }
+        if let Some(group) = &self.state.rdt {
+            group.remove();
+        }
         // libcontainer leaves its children behind when it fails.
         while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {}
         if let Err(error) = locked.remove() {
@@ -304,6 +318,20 @@ impl Drop for OwnAttributes {
             let _ = fs::write(OOM_SCORE_ADJ, before);
         }
     }
+}
+
+/// libcontainer makes such mounts without a word, and without the mapping.
+fn refuse_mappings(spec: &Spec) -> Result<()> {
+    let mapped = |mount: &&Mount| {
+        let options = mount.options().as_deref().unwrap_or_default();
+        mount.uid_mappings().is_some()
+            || mount.gid_mappings().is_some()
+            || options.iter().any(|option| option == "idmap" || option == "ridmap")
+    };
+    spec.mounts().iter().flatten().find(mapped).map_or(Ok(()), |mount| {
+        let place = mount.destination().display();
+        Err(Error::Config(format!("mount {place}: its ids cannot be mapped in a container with a user namespace")))
+    })
 }
 
 /// The whole of libcontainer's work.

@@ -64,6 +64,9 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
 pub(super) fn remove(locked: Locked, state: &State) -> Result<()> {
     kill_init(state)?;
     Cgroup::at(&state.cgroup).destroy()?;
+    if let Some(group) = &state.rdt {
+        group.remove();
+    }
     hooks::poststop(state);
     locked.remove()
 }

@@ -16,6 +16,7 @@ use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
 
 use super::process::Process;
+use super::rdt::Group;
 use super::restore::Pending;
 use super::streams::Stream;
 use super::{Error, Result};
@@ -80,6 +81,9 @@ pub struct State {
     /// The container is in its maker's session keyring, not in one of its own.
     #[serde(default)]
     pub no_new_keyring: bool,
+    /// Its share of caches and memory bandwidth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rdt: Option<Group>,
 }
 
 /// The directory that holds one directory per container (`--root`).
@@ -283,6 +287,7 @@ mod tests {
             hooks: None,
             restore: None,
             no_new_keyring: false,
+            rdt: None,
         }
     }
 

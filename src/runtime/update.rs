@@ -8,10 +8,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxIntelRdt, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 
+use super::cgroup::Cgroup;
 use super::cgroup_files::CgroupFiles;
-use super::state::{Status, Store};
+use super::rdt::{self, Group};
+use super::state::{State, Status, Store};
 use super::{Error, Result, status};
 
 /// Intel's cache and memory-bandwidth allocation: lines of `schemata`.
@@ -32,7 +34,7 @@ pub fn update(store: &Store, id: &str, resources: &LinuxResources, schemata: &Sc
         return Err(Error::NotRunning);
     }
     let mut limits = Limits { files: CgroupFiles::of(&state.cgroup)?, before: Vec::new() };
-    let set = limits.set_all(resources).and_then(|()| set_schemata(id, schemata));
+    let set = limits.set_all(resources).and_then(|()| set_schemata(store, &state, schemata));
     if set.is_err() {
         limits.take_back();
     }
@@ -310,22 +312,22 @@ fn weight_of_shares(shares: u64) -> u64 {
     (10_f64.powf(exponent).ceil() as u64).clamp(1, 10_000)
 }
 
-/// Documentation/arch/x86/resctrl.rst: the container's group has its name.
-fn set_schemata(id: &str, schemata: &Schemata) -> Result<()> {
-    let lines = [&schemata.l3_cache, &schemata.memory_bandwidth];
-    let lines = lines.into_iter().flatten().filter(|text| !text.is_empty()).map(String::as_str).collect::<Vec<_>>();
-    if lines.is_empty() {
-        return Ok(());
+/// A container that has no group in resctrl yet gets one of its own, as under runc.
+fn set_schemata(store: &Store, state: &State, schemata: &Schemata) -> Result<()> {
+    let mut wanted = LinuxIntelRdt::default();
+    wanted.set_l3_cache_schema(schemata.l3_cache.clone()).set_mem_bw_schema(schemata.memory_bandwidth.clone());
+    let lines = rdt::schemata(&wanted)?;
+    match &state.rdt {
+        _ if lines.is_empty() => Ok(()),
+        Some(group) => rdt::write_schemata(&group.schemata_file(), &lines),
+        None => {
+            let group = Group::own(&state.id)?;
+            let locked = store.lock(&state.id)?;
+            locked.save(&State { rdt: Some(group.clone()), ..locked.load()? })?;
+            group.make(&wanted)?;
+            Cgroup::at(&state.cgroup).pids()?.into_iter().try_for_each(|pid| group.add(pid))
+        }
     }
-    let mounts = fs::read_to_string("/proc/self/mounts").map_err(|e| Error::io("/proc/self/mounts", e))?;
-    let mount = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let (at, kind) = (words.next()?, words.next()?);
-        (kind == "resctrl").then(|| PathBuf::from(at))
-    });
-    let file = mount.map(|mount| mount.join(id).join("schemata")).filter(|file| file.exists());
-    let file = file.ok_or_else(|| Error::NoController("Intel RDT".into()))?;
-    lines.into_iter().try_for_each(|line| fs::write(&file, format!("{line}\n"))).map_err(|e| Error::io(&file, e))
 }
 
 #[cfg(test)]

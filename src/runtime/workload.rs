@@ -18,7 +18,7 @@ use std::rc::Rc;
 use caps::CapSet;
 use libcontainer::container::State as HookState;
 use libcontainer::hooks::run_hooks;
-use libcontainer::oci_spec::runtime::{Hook, Spec};
+use libcontainer::oci_spec::runtime::{Hook, Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -26,10 +26,11 @@ use nix::sys::stat::{fstat, stat};
 use nix::unistd::{execve, fchown};
 
 use super::bundle::{Bundle, CapabilitySets};
+use super::personality::Persona;
 use super::process::pid_outside;
 use super::seccomp::{Agent, Filter, Listener};
-use super::{Error, chain, passwd};
-use crate::sys::{keyring, signals};
+use super::{Error, chain, passwd, selinux};
+use crate::sys::{keyring, signals, terminal};
 
 /// Everything the last steps need, prepared before anything is forked.
 #[derive(Clone)]
@@ -47,6 +48,11 @@ pub struct Workload {
     uid: u32,
     /// The name of the container's session keyring; None leaves the caller's.
     keyring: Option<CString>,
+    persona: Option<Persona>,
+    /// The SELinux label of the program.
+    label: Option<String>,
+    /// Rows and columns of the terminal.
+    console_size: Option<(u16, u16)>,
     /// Filled in inside the container.
     program: RefCell<PathBuf>,
     added_env: RefCell<Vec<String>>,
@@ -78,6 +84,9 @@ impl Workload {
             report,
             uid: process.user().uid(),
             keyring,
+            persona: Persona::of(&bundle.spec)?,
+            label: selinux::process_label(&bundle.spec)?,
+            console_size: console_size(process),
             program: RefCell::default(),
             added_env: RefCell::default(),
         })
@@ -94,6 +103,18 @@ impl Workload {
         let name = self.args.first().map(String::as_str).unwrap_or_default();
         *self.program.borrow_mut() = look_up(name, path).map_err(|why| format!("exec: {name:?}: {why}"))?;
         Ok(())
+    }
+
+    /// What libcontainer does not see to. A failure is told while the caller listens, and no filter is in yet.
+    fn set_attributes(&self) -> Result<(), String> {
+        if let Some((rows, columns)) = self.console_size {
+            terminal::set_size(io::stdin(), rows, columns)
+                .map_err(|e| format!("set the terminal's size: {}", words(e)))?;
+        }
+        if let Some(persona) = self.persona {
+            persona.assume()?;
+        }
+        self.label.as_deref().map_or(Ok(()), selinux::label_next)
     }
 
     /// runc's words, which engines look for.
@@ -204,7 +225,7 @@ impl Executor for Workload {
 
     /// Runs inside the container's root, before `create` gets its answer.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        self.find_program().map_err(ExecutorValidationError::ArgValidationError)
+        self.find_program().and_then(|()| self.set_attributes()).map_err(ExecutorValidationError::ArgValidationError)
     }
 
     /// Keeps what is added to config.json's list, which itself keeps its order: HOME from the container's
@@ -221,6 +242,13 @@ impl Executor for Workload {
         *self.added_env.borrow_mut() = added;
         Ok(())
     }
+}
+
+/// Rows and columns that a process asks for. Without a terminal they mean nothing.
+pub(super) fn console_size(process: &Process) -> Option<(u16, u16)> {
+    let size = process.console_size().filter(|_| process.terminal().unwrap_or(false))?;
+    let number = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    Some((number(size.height()), number(size.width())))
 }
 
 /// The kernel may have none.

@@ -3,11 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use libc::pid_t;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid, setresgid, setresuid};
 
 use super::fork;
+use super::pidfd::PidFd;
 
 /// Runs `work` in a thread of its own inside `pid`'s namespace `name` (as in `/proc/PID/ns`).
 fn inside<T: Send>(
@@ -33,6 +36,20 @@ fn inside<T: Send>(
 /// Runs `work` with the mounts that a task sees; `/` is the root of its mount namespace.
 pub fn in_mounts_of<T: Send>(pid: pid_t, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     inside(pid, "mnt", CloneFlags::CLONE_NEWNS, work)
+}
+
+/// Takes the calling process, which has one thread, to the mounts that a task sees, and where that has another user
+/// namespace makes it root there. setns(2) with a pidfd, since Linux 5.8.
+pub fn enter_as_root(pid: pid_t) -> io::Result<()> {
+    let task = PidFd::open(pid)?;
+    let id = |of: &str| fs::metadata(format!("/proc/{of}/ns/user")).map(|file| (file.dev(), file.ino()));
+    if id("self")? == id(&pid.to_string())? {
+        return Ok(setns(&task, CloneFlags::CLONE_NEWNS)?);
+    }
+    setns(&task, CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid)?;
+    Ok(setresuid(uid, uid, uid)?)
 }
 
 /// A user namespace with these mappings, as in `/proc/PID/uid_map` and `gid_map`; nobody is in it.

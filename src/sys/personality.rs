@@ -4,8 +4,8 @@
 use nix::errno::Errno;
 use nix::libc;
 
-/// Sets the domain; see `PER_*` in linux/personality.h.
-pub fn set(domain: u32) -> nix::Result<()> {
+/// Sets domain and flags; see `PER_*` and the flags above them in linux/personality.h.
+pub fn set(persona: u32) -> nix::Result<()> {
     // SAFETY: takes a number.
-    Errno::result(unsafe { libc::personality(domain.into()) }).map(drop)
+    Errno::result(unsafe { libc::personality(persona.into()) }).map(drop)
 }

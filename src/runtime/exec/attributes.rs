@@ -2,15 +2,18 @@
 
 use std::io::Write;
 
+use libcontainer::process::memory_policy::setup_memory_policy;
+use libcontainer::syscall::syscall::create_syscall;
 use nix::sys::resource::{Resource, setrlimit};
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxIOPriority, LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit,
-    PosixRlimitType, Process, Scheduler, Spec,
+    IOPriorityClass, LinuxIOPriority, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process,
+    Scheduler, Spec,
 };
 
+use super::super::personality::Persona;
 use super::super::workload::words;
-use super::super::{Error, Result};
-use crate::sys::{personality, sched};
+use super::super::{Error, Result, chain};
+use crate::sys::sched;
 
 /// Where lmrun itself, and what it forks, is to run before it is in the container's cgroup.
 pub(super) fn initial_affinity(process: &Process) -> Result<()> {
@@ -36,15 +39,11 @@ pub(super) fn set(spec: &Spec, process: &Process) -> std::result::Result<(), Str
         sched::set_attributes(0, attributes(scheduler)).map_err(|e| format!("set the scheduler: {e}"))?;
     }
     set_affinity(process.exec_cpu_affinity().as_ref().and_then(|affinity| affinity.cpu_affinity_final().as_deref()))?;
-    if let Some(wanted) = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref()) {
-        // linux/personality.h
-        let domain = match wanted.domain() {
-            LinuxPersonalityDomain::PerLinux => 0,
-            LinuxPersonalityDomain::PerLinux32 => 8,
-        };
-        personality::set(domain).map_err(|e| format!("set the personality: {}", words(e)))?;
+    if let Some(linux) = spec.linux() {
+        setup_memory_policy(linux.memory_policy(), &*create_syscall())
+            .map_err(|e| format!("set the memory policy: {}", chain(&e)))?;
     }
-    Ok(())
+    Persona::of(spec).map_err(|e| e.to_string())?.map_or(Ok(()), Persona::assume)
 }
 
 fn set_affinity(cpus: Option<&str>) -> std::result::Result<(), String> {

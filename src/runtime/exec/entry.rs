@@ -20,7 +20,9 @@ use oci_spec::runtime::{Process, Spec, User};
 
 use super::super::caller::send_pidfd;
 use super::super::process::note_pid_outside;
+use super::super::rdt::Group;
 use super::super::workload::{Workload, words};
+use super::super::{chain, selinux};
 use super::door::Door;
 use super::namespaces::Namespaces;
 use super::{attributes, terminal};
@@ -30,6 +32,7 @@ use crate::sys::{cwd, fds};
 pub(super) struct Entry<'a> {
     pub spec: &'a Spec,
     pub door: &'a Door,
+    pub resctrl: Option<&'a Group>,
     pub namespaces: &'a Namespaces,
     pub workload: Workload,
     /// Where the master of the process's terminal goes; None: no terminal.
@@ -52,9 +55,12 @@ impl Entry<'_> {
         let process = self.spec.process().as_ref().ok_or("there is no process")?;
         note_pid_outside();
         self.door.enter_version1().map_err(|e| format!("join the container's cgroup: {e}"))?;
+        if let Some(group) = self.resctrl {
+            group.add(0).map_err(|e| chain(&e))?;
+        }
         setsid().map_err(|e| format!("setsid: {}", words(e)))?;
         attributes::set(self.spec, process)?;
-        let label = Label::prepare(process)?;
+        let label = Label::prepare(self.spec, process)?;
         self.close_others(label.as_ref())?;
 
         self.namespaces.enter_all().map_err(|e| format!("join the container's namespaces: {}", words(e)))?;
@@ -109,14 +115,12 @@ struct Label {
 
 impl Label {
     /// None where nothing is asked for.
-    fn prepare(process: &Process) -> Result<Option<Label>, String> {
+    fn prepare(spec: &Spec, process: &Process) -> Result<Option<Label>, String> {
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let (file, text) = if let Some(profile) = given(process.apparmor_profile()) {
             let own = "/proc/self/attr/apparmor/exec";
             (if Path::new(own).exists() { own } else { "/proc/self/attr/exec" }, format!("exec {profile}"))
-        } else if let Some(label) =
-            given(process.selinux_label()).filter(|_| Path::new("/sys/fs/selinux/enforce").exists())
-        {
+        } else if let Some(label) = selinux::process_label(spec).map_err(|e| e.to_string())? {
             ("/proc/self/attr/exec", label)
         } else {
             return Ok(None);

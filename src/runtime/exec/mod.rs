@@ -158,6 +158,7 @@ fn start(state: &State, init: Process, bundle: &Bundle, options: &ExecOptions) -
     let entry = Entry {
         spec: &bundle.spec,
         door: &door,
+        resctrl: state.rdt.as_ref(),
         namespaces: &namespaces,
         workload,
         console,

@@ -12,6 +12,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 use oci_spec::runtime::Process;
 
+use super::super::workload::console_size;
 use super::super::{Error, Result};
 use crate::sys::{fdpass, terminal};
 
@@ -23,9 +24,8 @@ const DEVPTS_SUPER_MAGIC: FsType = FsType(0x1cd1);
 pub(super) fn open(process: &Process, socket: &UnixStream) -> io::Result<()> {
     let master = open_master()?;
     let slave = terminal::open_slave(&master)?;
-    if let Some(size) = process.console_size().as_ref() {
-        let number = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
-        terminal::set_size(&slave, number(size.height()), number(size.width()))?;
+    if let Some((rows, columns)) = console_size(process) {
+        terminal::set_size(&slave, rows, columns)?;
     }
     fdpass::send(socket.as_fd(), b"/dev/ptmx", &[master.as_fd()])?;
     terminal::make_controlling(&slave)?;

@@ -25,8 +25,10 @@ use crate::sys::mount::{self as kernel, Attributes};
 use crate::sys::{file, namespace as namespaces};
 
 mod options;
+mod propagation;
 
 use options::{Options, Recursion};
+pub use propagation::Propagation;
 
 /// What may be mounted below /proc: files that lxcfs and its kin stand in for.
 const BELOW_PROC: &[&str] = &[
@@ -66,6 +68,8 @@ struct Prepared {
     options: Options,
     /// The user namespace whose mapping it gets.
     mapping: Option<OwnedFd>,
+    /// The SELinux label of a file system of message queues, which takes it from its root only.
+    queue_label: Option<String>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -87,7 +91,8 @@ impl Mounts {
             return Ok(None);
         }
         let configured = spec.mounts().clone().unwrap_or_default();
-        let list = configured.iter().map(|mount| prepare(mount, bundle)).collect::<Result<_>>()?;
+        let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
+        let list = configured.iter().map(|mount| prepare(mount, bundle, label)).collect::<Result<_>>()?;
         let wanted = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref());
         // libcontainer does not know the recursive words, which mean the same here.
         let plain =
@@ -121,7 +126,8 @@ impl Mounts {
         mount(none, "/", none, MsFlags::MS_REC | self.propagation, none).map_err(mounting)?;
         mount(Some(&self.rootfs), &self.rootfs, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(mounting)?;
         // What is mounted here must not come to light on the host.
-        mount(none, &self.rootfs, none, MsFlags::MS_PRIVATE, none).map_err(mounting)?;
+        let hidden = if self.propagation == MsFlags::MS_SLAVE { MsFlags::MS_SLAVE } else { MsFlags::MS_PRIVATE };
+        mount(none, &self.rootfs, none, hidden, none).map_err(mounting)?;
         let path = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&self.rootfs);
         let root = Root(path.map_err(|e| format!("open {}: {e}", self.rootfs.display()))?);
         for mount in &self.list {
@@ -166,6 +172,9 @@ impl Mounts {
             if *attributes != Attributes::default() {
                 kernel::set(&made, recursive, attributes)?;
             }
+        }
+        if let Some(label) = &wanted.queue_label {
+            xattr::set(format!("/proc/self/fd/{}", made.as_raw_fd()), "security.selinux", label.as_bytes())?;
         }
         let at = self.target(root, wanted, &made)?;
         kernel::put(&made, &at)
@@ -225,26 +234,10 @@ impl Mounts {
         }
         kernel::set(&made, false, &wanted.options.own)
     }
-
-    pub fn has_propagation(&self) -> bool {
-        self.list.iter().any(|mount| !mount.options.propagation.is_empty())
-    }
-
-    /// Sets how mounts propagate. The caller has the container's root as its own.
-    pub fn propagate(&self) -> Said<()> {
-        for wanted in &self.list {
-            for flags in &wanted.options.propagation {
-                let at = lexical(&wanted.destination);
-                mount(None::<&str>, &at, None::<&str>, *flags, None::<&str>)
-                    .map_err(|e| format!("set the propagation of {}: {e}", at.display()))?;
-            }
-        }
-        Ok(())
-    }
 }
 
-fn prepare(mount: &Configured, bundle: &Path) -> Result<Prepared> {
-    let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+fn prepare(mount: &Configured, bundle: &Path, label: Option<&str>) -> Result<Prepared> {
+    let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().clone().unwrap_or_default();
     let about = |why: &str| Error::Config(format!("mount {}: {why}", mount.destination().display()));
     let kind = match (options.bind, kind.as_str()) {
@@ -255,6 +248,15 @@ fn prepare(mount: &Configured, bundle: &Path) -> Result<Prepared> {
         (None, "" | "none") => return Err(about("neither a type nor bind is given")),
         (None, _) => Kind::New(kind),
     };
+    // selinux(8): what has labels of its own, or shows the kernel's, takes none.
+    let mut queue_label = None;
+    if let (Kind::New(kind), Some(label)) = (&kind, label) {
+        match kind.as_str() {
+            "proc" | "sysfs" => {}
+            "mqueue" => queue_label = Some(label.to_owned()),
+            _ => options.data.push(("context".into(), Some(label.into()))),
+        }
+    }
     let source = mount.source().clone().unwrap_or_else(|| PathBuf::from("none"));
     let source = if matches!(kind, Kind::Bind(_)) { bundle.join(source) } else { source };
     let mapping = match (mount.uid_mappings(), mount.gid_mappings()) {
@@ -265,7 +267,7 @@ fn prepare(mount: &Configured, bundle: &Path) -> Result<Prepared> {
         _ if options.idmap.is_some() => return Err(about("idmap takes both uidMappings and gidMappings")),
         _ => None,
     };
-    Ok(Prepared { kind, source, destination: mount.destination().clone(), options, mapping })
+    Ok(Prepared { kind, source, destination: mount.destination().clone(), options, mapping, queue_label })
 }
 
 /// user_namespaces(7), uid_map. The kernel maps from the file system's ids (containerID) to those seen (hostID).
