@@ -5,12 +5,17 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use lmrun::sys::fdpass;
 use lmrun::sys::pidfd::PidFd;
+use nix::libc;
+use nix::sys::ptrace;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
 use runtime_tests::command::{self, Done};
 use runtime_tests::container::{Checkpoint, Container};
 use runtime_tests::shell::{in_version2_view, make, shell, state};
@@ -409,4 +414,34 @@ fn a_checkpoint_leaves_visitors_out() {
     assert_eq!(command::wait(&mut visitor, Duration::from_secs(10)).and_then(|s| s.code()), Some(137));
     c.restore(&c.images("final"), false).ok();
     assert_eq!(exec(&c, &[], &["sh", "-c", "exit 5"]).status.unwrap().code(), Some(5));
+}
+
+/// The C library is started once, in the program file that is out of reach: its start is a third of what a short exec takes.
+#[test]
+fn lmrun_is_sealed_before_the_c_library_starts() {
+    if !needs::root() {
+        return;
+    }
+    let mut lmrun = std::process::Command::new(needs::built("lmrun"));
+    lmrun.args(["exec", "nobody", "true"]).stderr(Stdio::null());
+    // SAFETY: ptrace(2) in the child of a fork touches nothing of ours.
+    #[allow(unsafe_code)]
+    unsafe {
+        lmrun.pre_exec(|| ptrace::traceme().map_err(Into::into));
+    }
+    let pid = Pid::from_raw(lmrun.spawn().unwrap().id().cast_signed());
+    assert!(matches!(waitpid(pid, None), Ok(WaitStatus::Stopped(..))));
+    let mut calls: Vec<i64> = (0..12)
+        .map(|_| {
+            ptrace::syscall(pid, None).unwrap();
+            waitpid(pid, None).unwrap();
+            ptrace::getregs(pid).unwrap().orig_rax.cast_signed()
+        })
+        .collect();
+    ptrace::kill(pid).unwrap();
+    waitpid(pid, None).unwrap();
+    // Each has stopped where it began and where it ended; behind its success, execveat(2) goes by the name of execve(2).
+    calls.dedup();
+    use libc::{SYS_brk, SYS_execve, SYS_execveat, SYS_mount_setattr, SYS_open_tree, SYS_statfs};
+    assert_eq!(calls, [SYS_statfs, SYS_open_tree, SYS_mount_setattr, SYS_execveat, SYS_execve, SYS_statfs, SYS_brk]);
 }

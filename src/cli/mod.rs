@@ -3,7 +3,6 @@
 //! Each command is `Args` and a `run`; what it prints on success is its own, what it prints on failure is
 //! [`report`]'s.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -139,7 +138,7 @@ pub fn main() -> ExitCode {
     if criu::is_asked_for(std::env::args_os().next().as_deref()) {
         return criu::main();
     }
-    if enters_container(std::env::args_os())
+    if own_exe::is_to_be_sealed(std::env::args_os())
         && let Err(failure) = seal()
     {
         failure.print();
@@ -159,12 +158,6 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
-}
-
-/// Whether a process that lmrun forks may become or enter a container. Asked before the command line is parsed, which would
-/// happen twice otherwise: a container that is called like one of these commands costs an execve(2), and that is all.
-fn enters_container(mut argv: impl Iterator<Item = OsString>) -> bool {
-    argv.any(|word| ["create", "exec", "receive", "restore", "run"].iter().any(|command| word == *command))
 }
 
 /// Shows help that was asked for, or what is wrong with the command line: that in runc's words too, where engines look
