@@ -8,6 +8,8 @@ BENCH   ?=
 CONFORMANCE ?=
 ENGINES ?=
 TOOLS   := runtime-tests/tools.sh
+# What installing takes, for whom it takes that.
+SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # rustup's default place, for a shell that has not read its profile again.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 # What Debian 12 does not have: scenarios print that they are skipped.
@@ -16,7 +18,7 @@ EXPECTED ?= no CRIU 4.x
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help demo bench-migrate bench-engine bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help manual deb test-deb install-docker demo bench-migrate bench-engine bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -70,9 +72,26 @@ soak: all tools-test ## kill -9 at 50 random moments of everything, then 20 demo
 	cargo build --release --locked -p runtime-tests --bin demo
 	for n in $$(seq 20); do LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo || exit 1; done
 
-install: all ## Install to PREFIX (/usr/local); CRIU=1: answer by the name criu, too, for Podman and CRI-O
-	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/lmrun
-	if [ -n "$(CRIU)" ]; then [ -e $(DESTDIR)$(PREFIX)/bin/criu ] || ln -s lmrun $(DESTDIR)$(PREFIX)/bin/criu; fi
+manual: all ## Man pages and shell completions, from the definition of the command line: target/manual
+	cargo run --release --locked -q --example manual target/manual
+
+install: all manual ## Install to PREFIX (/usr/local); CRIU=1: answer by the name criu, too, for Podman and CRI-O
+	$(SUDO) install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/lmrun
+	$(SUDO) install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 target/manual/man8/*.8
+	$(SUDO) install -D -m 644 target/manual/completions/lmrun.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/lmrun
+	$(SUDO) install -D -m 644 target/manual/completions/_lmrun $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_lmrun
+	$(SUDO) install -D -m 644 target/manual/completions/lmrun.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/lmrun.fish
+	if [ -n "$(CRIU)" ]; then [ -e $(DESTDIR)$(PREFIX)/bin/criu ] || $(SUDO) ln -s lmrun $(DESTDIR)$(PREFIX)/bin/criu; fi
+
+install-docker: install ## The same, and make lmrun a runtime of this machine's Docker
+	$(SUDO) contrib/docker/enable.sh $(PREFIX)/bin/lmrun
+
+deb: all manual ## A Debian package: target/lmrun_VERSION_amd64.deb
+	contrib/debian/build.sh $(BINARY) target/manual target
+
+test-deb: deb ## Install it in a clean Debian 12 and 13 (debootstrap), and run a container there
+	@$(TOOLS) deb
+	runtime-tests/deb.sh target/lmrun_*_amd64.deb
 
 clean: ## Remove what was built
 	cargo clean

@@ -2,6 +2,7 @@
 # tools.sh GROUP...: installs what a group of make targets needs and this machine lacks.
 # For Debian and its kin; elsewhere it says what is missing.
 #   build   a Rust toolchain, a linker, the C library to link statically
+#   deb     debootstrap, to make clean trees with, lintian, and busybox for a container in them
 #   engines Docker, containerd, Podman, and nginx, PostgreSQL, a JVM and Python to run in them
 #   test    Redis, busybox, runc to compare with, iproute2, nftables, and crit and checkpointctl to read images with
 #   conformance   Go and the libraries that the OCI validation suite is built with, runc to compare with
@@ -90,6 +91,13 @@ for group in "$@"; do
         done
         need_package golang-gocapability-dev
         need_package golang-golang-x-sys-dev
+        install_packages
+        ;;
+    deb)
+        need debootstrap debootstrap
+        need lintian lintian
+        need busybox busybox-static
+        need unshare util-linux
         install_packages
         ;;
     engines)

@@ -42,6 +42,7 @@ pub struct Args {
     link_remap: bool,
     #[command(flatten)]
     accepted: Accepted,
+    /// The name of the container
     id: String,
 }
 

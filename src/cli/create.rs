@@ -10,6 +10,7 @@ use crate::runtime::{self, CreateOptions, Store};
 pub struct Args {
     #[command(flatten)]
     making: Making,
+    /// The name of the container
     id: String,
 }
 

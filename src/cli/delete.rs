@@ -9,6 +9,7 @@ pub struct Args {
     /// Kill it first; it is no error when it is gone
     #[arg(short, long)]
     force: bool,
+    /// The name of the container
     id: String,
 }
 

@@ -15,6 +15,7 @@ pub struct Args {
     /// Show the statistics once
     #[arg(long)]
     stats: bool,
+    /// The name of the container
     id: String,
 }
 

@@ -23,6 +23,7 @@ pub struct Args {
     /// Give the process a terminal
     #[arg(short, long)]
     tty: bool,
+    /// Run as this user, and group
     #[arg(short, long, value_name = "UID[:GID]", value_parser = user)]
     user: Option<(u32, Option<u32>)>,
     /// Add supplementary groups
@@ -58,6 +59,7 @@ pub struct Args {
     /// Enter a paused container, and wait until it is resumed
     #[arg(long)]
     ignore_paused: bool,
+    /// The name of the container
     id: String,
     /// Program and arguments, unless there is a process file
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required_unless_present = "process")]

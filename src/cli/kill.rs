@@ -12,6 +12,7 @@ pub struct Args {
     /// Send it to all processes of the container
     #[arg(short, long)]
     all: bool,
+    /// The name of the container
     id: String,
     /// Name (with or without SIG) or number
     #[arg(default_value = "SIGTERM", allow_hyphen_values = true)]

@@ -3,6 +3,7 @@
 //! Each command is `Args` and a `run`; what it prints on success is its own, what it prints on failure is
 //! [`report`]'s.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -63,6 +64,7 @@ struct Global {
     /// File for the log [default: standard error]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// What the log is written as
     #[arg(long, value_enum, default_value_t = log::Format::Text)]
     log_format: log::Format,
     /// Log everything
@@ -131,6 +133,11 @@ impl Command {
             Command::Update(args) => args.run(store),
         }
     }
+}
+
+/// The command line, for man pages and completions.
+pub fn definition() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// lmrun, from the command line to the exit code.

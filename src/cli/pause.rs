@@ -6,6 +6,7 @@ use crate::runtime::{self, Store};
 /// Stop all processes of a container
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The name of the container
     id: String,
 }
 

@@ -10,6 +10,7 @@ use crate::runtime::{self, Store};
 pub struct Args {
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     format: Format,
+    /// The name of the container
     id: String,
     /// Options of ps(1) for the table: -ef, or -o COLUMN,...
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

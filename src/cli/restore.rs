@@ -32,6 +32,7 @@ pub struct Args {
     lsm_profile: Option<String>,
     #[command(flatten)]
     accepted: Accepted,
+    /// The name of the container
     id: String,
 }
 

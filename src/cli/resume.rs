@@ -6,6 +6,7 @@ use crate::runtime::{self, Store};
 /// Let the processes of a paused container run again
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The name of the container
     id: String,
 }
 

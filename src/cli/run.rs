@@ -14,6 +14,7 @@ pub struct Args {
     /// Leave the container when it has stopped, to be deleted later
     #[arg(long)]
     keep: bool,
+    /// The name of the container
     id: String,
 }
 

@@ -6,6 +6,7 @@ use crate::runtime::{self, State, Status, Store};
 /// Print the state of a container as JSON
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The name of the container
     id: String,
 }
 

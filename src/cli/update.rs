@@ -65,6 +65,7 @@ pub struct Args {
     /// Intel RDT
     #[arg(long, value_name = "LINE")]
     mem_bw_schema: Option<String>,
+    /// The name of the container
     id: String,
 }
 
