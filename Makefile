@@ -37,7 +37,8 @@ bench-migrate: all tools-test ## Moves of a Redis by lmrun, and by runc + CRIU w
 
 bench-lifecycle: all tools-test ## A container's life, exec, state, peak memory, beside runc and crun where installed, as a table (BENCH: flags)
 	cargo build --release --locked -p runtime-tests --bin bench_lifecycle
-	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_lifecycle $(BENCH)
+	if [ -e /sys/fs/cgroup/cgroup.controllers ]; then views=host; else views='v1 v2'; fi; \
+	for view in $$views; do LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_lifecycle --cgroups $$view $(BENCH) || exit 1; done
 
 bench-engine: all ## Dump, restore, freeze, remote calls, beside memcpy, as a table (BENCH: flags)
 	cargo build --release --locked -p runtime-tests --bin bench_engine --bin workload

@@ -14,6 +14,8 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 const PAGES: &str = include_str!("pages.roff");
+/// What the foot of a page says.
+const VERSION: &str = concat!("lmrun ", env!("CARGO_PKG_VERSION"));
 /// The part that ends each page which has no exit codes of its own.
 const EXIT_STATUS: &str = "EXIT STATUS";
 
@@ -66,7 +68,7 @@ impl Page {
     fn write(self, dir: &Path, parts: &mut BTreeMap<&str, &str>, exit_status: &str) -> Result<()> {
         let part = parts.remove(&*self.name);
         let part = part.ok_or_else(|| Error::other(format!("pages.roff has nothing for {}", self.name)))?;
-        let man = Man::new(self.command).title(&self.name).section("8").manual("lmrun").date("");
+        let man = Man::new(self.command).title(&self.name).section("8").manual("lmrun").source(VERSION).date("");
         let mut page = Vec::new();
         man.render_title(&mut page)?;
         man.render_name_section(&mut page)?;

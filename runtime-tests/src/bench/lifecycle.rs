@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lmrun::sys::pidfd::PidFd;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use serde_json::{Value, json};
@@ -22,6 +24,39 @@ pub struct Plan {
     /// Name and program; the first is lmrun.
     pub runtimes: Vec<(String, PathBuf)>,
     pub repetitions: usize,
+    pub cgroups: Cgroups,
+}
+
+/// How cgroups are mounted for the bench. Beside version 1 with the unified hierarchy, crun does not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cgroups {
+    AsOnHost,
+    Version1,
+    Version2,
+}
+
+impl Cgroups {
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "host" => Some(Cgroups::AsOnHost),
+            "v1" => Some(Cgroups::Version1),
+            "v2" => Some(Cgroups::Version2),
+            _ => None,
+        }
+    }
+
+    /// Shows the caller, and whom it starts, cgroups so.
+    fn enter(self) -> Result<()> {
+        let script = match self {
+            Cgroups::AsOnHost => return Ok(()),
+            Cgroups::Version1 => "umount /sys/fs/cgroup/unified",
+            Cgroups::Version2 => "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        };
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+        command::run(Command::new("sh").args(["-ec", script]), LIMIT).ok();
+        Ok(())
+    }
 }
 
 /// The rows of the table, and how they are measured.
@@ -50,6 +85,7 @@ enum Kind {
 /// # Errors
 /// When a runtime cannot do what is measured in a first try; what fails later is said.
 pub fn run(plan: &Plan) -> Result<String> {
+    plan.cgroups.enter()?;
     // Containers that their runtime has left are ours to reap.
     prctl::set_child_subreaper(true)?;
     // /run is in memory, and so are the states of containers.
@@ -89,7 +125,8 @@ pub fn run(plan: &Plan) -> Result<String> {
         table.row(row);
     }
     drop(benches);
-    Ok(format!("{}\n\nmedians of {}, ms\n\n{table}", machine(), plan.repetitions))
+    let cgroups = plan.cgroups;
+    Ok(format!("{}\n\nmedians of {}, ms, cgroups {cgroups:?}\n\n{table}", machine(), plan.repetitions))
 }
 
 /// One runtime, with its bundles and a container of each that stands for `exec` and `state`.
@@ -214,7 +251,7 @@ impl Drop for Bench {
     }
 }
 
-fn mount(kind: &str, at: &str, options: &[&str]) -> Value {
+fn mounted(kind: &str, at: &str, options: &[&str]) -> Value {
     json!({ "destination": at, "type": kind, "source": kind, "options": options })
 }
 
@@ -229,7 +266,7 @@ fn minimal(args: &[&str], cgroup: &str) -> Value {
             "cwd": "/",
             "user": { "uid": 0, "gid": 0 },
         },
-        "mounts": [mount("proc", "/proc", &[]), mount("tmpfs", "/dev", &["nosuid", "mode=755", "size=65536k"])],
+        "mounts": [mounted("proc", "/proc", &[]), mounted("tmpfs", "/dev", &["nosuid", "mode=755", "size=65536k"])],
         "linux": {
             "cgroupsPath": cgroup,
             "namespaces": namespaces,
@@ -240,13 +277,13 @@ fn minimal(args: &[&str], cgroup: &str) -> Value {
 /// As `docker run` has it: 20 mounts, capabilities, seccomp, masked and read-only paths, limits.
 fn like_docker(config: &mut Value, dir: &Path) -> Result<()> {
     let mut mounts = vec![
-        mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
-        mount("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-        mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("cgroup", "/sys/fs/cgroup", &["ro", "nosuid", "noexec", "nodev"]),
-        mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
+        mounted("proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        mounted("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mounted("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mounted("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+        mounted("cgroup", "/sys/fs/cgroup", &["ro", "nosuid", "noexec", "nodev"]),
+        mounted("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
+        mounted("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
     ];
     for n in mounts.len()..20 {
         let source = dir.join(format!("volume{n}"));
@@ -290,10 +327,15 @@ fn like_docker(config: &mut Value, dir: &Path) -> Result<()> {
             { "allow": true, "type": "c", "major": 5, "minor": 1, "access": "rwm" },
             { "allow": false, "type": "c", "major": 10, "minor": 229, "access": "rwm" },
         ],
-        "memory": { "limit": 256 << 20 },
-        "cpu": { "shares": 512 },
-        "pids": { "limit": 100 },
     });
+    let limits = json!({ "memory": { "limit": 256 << 20 }, "cpu": { "shares": 512 }, "pids": { "limit": 100 } });
+    for (controller, limit) in limits.as_object().into_iter().flatten() {
+        // A view of version 2 alone has the controllers that version 1 has left.
+        let unified = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+        if unified.map_or(true, |controllers| controllers.split_whitespace().any(|name| name == controller)) {
+            config["linux"]["resources"][controller] = limit.clone();
+        }
+    }
     config["linux"]["maskedPaths"] = json!([
         "/proc/asound",
         "/proc/acpi",
