@@ -4,6 +4,7 @@ pub mod address;
 pub mod destination;
 pub mod disk;
 pub mod events;
+pub mod handover;
 pub mod ledger;
 pub mod options;
 mod outlet;
