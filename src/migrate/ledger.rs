@@ -1,110 +1,313 @@
-//! What must be known after a crash: at the source that it gave its right up, at the destination what was decided.
+//! What must be known after a crash: at the source, that it has given up its right to run the container; at the destination,
+//! what was decided.
+//!
+//! The *note* is a file in the container's directory: it is there or not. The *entry* is a file whose name ends in what was
+//! decided; rename(2) decides, and only the first one finds the undecided file.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Result};
+use super::handover::Verdict;
+use super::handover::settle::Entry;
+use crate::runtime::Process;
 
 /// In the container's directory at the source.
-const GIVEN_UP: &str = "migration.json";
-/// Verdicts of the destination, one file each.
+const NOTE: &str = "migration.json";
+/// Entries of the destination. Survives a reboot, so that a source that asks then is told what was.
 const INCOMING: &str = "/var/lib/lmrun/incoming";
 
-/// The source's note.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct GivenUp {
-    pub token: String,
-    pub destination: String,
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{0:?} names no migration: that takes 32 hexadecimal digits")]
+    Token(String),
 }
 
-/// What became of a migration at the destination; the first word counts for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    Running,
-    Aborted,
+pub type Result<T> = std::result::Result<T, Error>;
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Io { path: path.to_owned(), source }
 }
 
-impl Decision {
-    fn word(self) -> &'static str {
-        match self {
-            Decision::Running => "running",
-            Decision::Aborted => "aborted",
-        }
-    }
-}
-
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.display().to_string();
-    move |e| Error::Other(format!("{path}: {e}"))
-}
-
-/// A name for a migration: 128 random bits in hex.
+/// A new name for a migration: 128 random bits in hex, which nobody guesses.
 pub fn token() -> Result<String> {
-    let path = "/proc/sys/kernel/random/uuid";
-    Ok(fs::read_to_string(path).map_err(failed(Path::new(path)))?.trim().replace('-', ""))
+    let path = Path::new("/dev/urandom");
+    let mut bits = [0; 16];
+    File::open(path).and_then(|mut random| io::Read::read_exact(&mut random, &mut bits)).map_err(at(path))?;
+    Ok(bits.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// It becomes a part of paths.
+/// # Errors
+/// What [`token`] does not make: it becomes a part of paths.
 pub fn check_token(token: &str) -> Result<()> {
-    match token.len() == 32 && token.bytes().all(|b| b.is_ascii_hexdigit()) {
-        true => Ok(()),
-        false => {
-            Err(Error::Other("the source names the migration by something else than 32 hexadecimal digits".into()))
+    let sound = token.len() == 32 && token.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if sound { Ok(()) } else { Err(Error::Token(token.to_owned())) }
+}
+
+/// Says at the source that only the destination knows who may run the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    pub token: String,
+    /// As on the command line.
+    pub destination: String,
+    /// As on the command line.
+    pub container: String,
+    /// The container is kept, stopped, if it has moved.
+    pub keep_source: bool,
+}
+
+impl Note {
+    /// Puts the note into a container's directory, as a whole. It need not survive a loss of power: nor does the container.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(NOTE);
+        let new = dir.join(format!("{NOTE}.new"));
+        let json = serde_json::to_vec(self).map_err(|e| at(&path)(e.into()))?;
+        let written = write_private(&new, &json).and_then(|()| fs::rename(&new, &path));
+        written.map_err(|e| {
+            let _ = fs::remove_file(&new);
+            at(&path)(e)
+        })
+    }
+
+    /// None: there is none.
+    pub fn read(dir: &Path) -> Result<Option<Note>> {
+        read(&dir.join(NOTE))
+    }
+
+    pub fn remove(dir: &Path) -> Result<()> {
+        gone(&dir.join(NOTE))
+    }
+}
+
+/// What an entry is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// The container's id, and the root directory that it is in.
+    pub id: String,
+    pub root: PathBuf,
+    /// The lmrun that receives it.
+    pub owner: Process,
+}
+
+/// The entries of this host.
+#[derive(Debug, Clone)]
+pub struct Incoming(PathBuf);
+
+impl Default for Incoming {
+    fn default() -> Self {
+        Incoming(INCOMING.into())
+    }
+}
+
+impl Incoming {
+    pub fn at(dir: impl Into<PathBuf>) -> Self {
+        Incoming(dir.into())
+    }
+
+    fn path(&self, token: &str, entry: Entry) -> Result<PathBuf> {
+        check_token(token)?;
+        let end = match entry {
+            Entry::Open => "open",
+            Entry::Running => "running",
+            Entry::Aborted | Entry::Gone => "aborted",
+        };
+        Ok(self.0.join(format!("{token}.{end}")))
+    }
+
+    /// Makes an entry on which nothing is decided, and sees to it that deciding needs no more room on the disk.
+    pub fn open(&self, token: &str, arrival: &Arrival) -> Result<()> {
+        let path = self.path(token, Entry::Open)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(at(&self.0))?;
+        let json = serde_json::to_vec(arrival).map_err(|e| at(&path)(e.into()))?;
+        let (now, _) = self.look(token)?;
+        if now != Entry::Gone {
+            return Err(at(&path)(ErrorKind::AlreadyExists.into()));
+        }
+        write_private(&path, &json).and_then(|()| sync(&path)).and_then(|()| sync(&self.0)).map_err(at(&path))
+    }
+
+    /// Decides, unless it was decided before; tells whether `verdict` is what holds now.
+    pub fn decide(&self, token: &str, verdict: Verdict) -> Result<bool> {
+        let (from, running) = (self.path(token, Entry::Open)?, self.path(token, Entry::Running)?);
+        let to = match verdict {
+            Verdict::Running => running.clone(),
+            Verdict::Aborted => self.path(token, Entry::Aborted)?,
+        };
+        match fs::rename(&from, &to) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                let runs = running.try_exists().map_err(at(&running))?;
+                Ok(runs == (verdict == Verdict::Running))
+            }
+            Err(e) => Err(at(&to)(e)),
         }
     }
-}
 
-/// Writes that this side has given up its right to run the container. Durable when it returns.
-pub fn give_up(dir: &Path, note: &GivenUp) -> Result<()> {
-    let path = dir.join(GIVEN_UP);
-    let json = serde_json::to_vec(note).map_err(|e| failed(&path)(e.into()))?;
-    durable(&path, &json, |from, to| fs::rename(from, to)).map_err(failed(&path))
-}
+    /// How an entry is now, and what it is about.
+    pub fn look(&self, token: &str) -> Result<(Entry, Option<Arrival>)> {
+        for entry in [Entry::Open, Entry::Running, Entry::Aborted] {
+            if let Some(arrival) = read(&self.path(token, entry)?)? {
+                return Ok((entry, Some(arrival)));
+            }
+        }
+        Ok((Entry::Gone, None))
+    }
 
-/// The note, if there is one.
-pub fn given_up(dir: &Path) -> Result<Option<GivenUp>> {
-    let path = dir.join(GIVEN_UP);
-    match fs::read(&path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        read => read.and_then(|json| Ok(serde_json::from_slice(&json)?)).map(Some).map_err(failed(&path)),
+    /// When this returns, what was decided survives a loss of power.
+    pub fn sync(&self) -> Result<()> {
+        sync(&self.0).map_err(at(&self.0))
+    }
+
+    /// Whoever asks from now on is told that it never ran here.
+    pub fn remove(&self, token: &str) -> Result<()> {
+        [Entry::Open, Entry::Aborted, Entry::Running].into_iter().try_for_each(|entry| gone(&self.path(token, entry)?))
+    }
+
+    /// All entries, by token.
+    pub fn all(&self) -> Result<Vec<(String, Entry, Arrival)>> {
+        let entries = match fs::read_dir(&self.0) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(at(&self.0))?,
+        };
+        let mut all = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(at(&self.0))?.file_name();
+            let token = name.to_str().and_then(|name| name.split_once('.')).map(|(token, _)| token);
+            if let Some(token) = token.filter(|token| check_token(token).is_ok())
+                && let (entry, Some(arrival)) = self.look(token)?
+            {
+                all.push((token.to_owned(), entry, arrival));
+            }
+        }
+        Ok(all)
     }
 }
 
-/// Takes the note away.
-pub fn forget(dir: &Path) -> Result<()> {
-    let path = dir.join(GIVEN_UP);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(failed(&path)(e)),
+fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(content)
+}
+
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// None: there is no such file.
+fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
+    match fs::read(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        read => read.and_then(|json| Ok(serde_json::from_slice(&json)?)).map(Some).map_err(at(path)),
+    }
+}
+
+fn gone(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(at(path)(e)),
         _ => Ok(()),
     }
 }
 
-/// Decides, unless somebody has decided before; gives what holds. Durable when it returns.
-pub fn decide(token: &str, decision: Decision) -> Result<Decision> {
-    let path = PathBuf::from(INCOMING).join(token);
-    fs::create_dir_all(INCOMING).map_err(failed(Path::new(INCOMING)))?;
-    // link(2) fails where there is one: whoever is first decides.
-    match durable(&path, decision.word().as_bytes(), |from, to| fs::hard_link(from, to)) {
-        Ok(()) => Ok(decision),
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            let said = fs::read_to_string(&path).map_err(failed(&path))?;
-            Ok(if said == Decision::Running.word() { Decision::Running } else { Decision::Aborted })
-        }
-        Err(e) => Err(failed(&path)(e)),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn durable(path: &Path, content: &[u8], place: impl FnOnce(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    let written = File::create(&new).and_then(|mut file| {
-        file.write_all(content)?;
-        file.sync_all()
-    });
-    let placed = written.and_then(|()| place(&new, path));
-    let _ = fs::remove_file(&new);
-    placed?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("lmrun-ledger-{}-{name}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            Scratch(dir)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn arrival() -> Arrival {
+        Arrival { id: "web1".into(), root: "/run/lmrun".into(), owner: Process::own() }
+    }
+
+    #[test]
+    fn a_note_is_there_until_it_is_removed() {
+        let dir = Scratch::new("note");
+        let note = Note {
+            token: token().unwrap(),
+            destination: "ssh://b".into(),
+            container: "web1".into(),
+            keep_source: true,
+        };
+        assert_eq!(Note::read(&dir.0).unwrap(), None);
+        note.write(&dir.0).unwrap();
+        assert_eq!(Note::read(&dir.0).unwrap(), Some(note));
+        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1);
+        Note::remove(&dir.0).unwrap();
+        Note::remove(&dir.0).unwrap();
+        assert_eq!(Note::read(&dir.0).unwrap(), None);
+        fs::write(dir.0.join(NOTE), "{").unwrap();
+        assert!(Note::read(&dir.0).is_err(), "a note that cannot be read is not none");
+    }
+
+    #[test]
+    fn the_first_word_counts() {
+        let dir = Scratch::new("first");
+        let incoming = Incoming::at(dir.0.join("sub"));
+        for (first, entry) in [(Verdict::Running, Entry::Running), (Verdict::Aborted, Entry::Aborted)] {
+            let token = token().unwrap();
+            incoming.open(&token, &arrival()).unwrap();
+            assert!(incoming.open(&token, &arrival()).is_err(), "a token is for one migration");
+            assert_eq!(incoming.look(&token).unwrap(), (Entry::Open, Some(arrival())));
+            for verdict in [first, Verdict::Running, Verdict::Aborted] {
+                assert_eq!(incoming.decide(&token, verdict).unwrap(), verdict == first);
+            }
+            assert_eq!(incoming.look(&token).unwrap(), (entry, Some(arrival())));
+            assert!(incoming.open(&token, &arrival()).is_err(), "decided is decided");
+            incoming.sync().unwrap();
+            assert_eq!(incoming.all().unwrap(), [(token.clone(), entry, arrival())]);
+            incoming.remove(&token).unwrap();
+            assert_eq!(incoming.look(&token).unwrap(), (Entry::Gone, None));
+            assert!(!incoming.decide(&token, Verdict::Running).unwrap(), "what is gone cannot come to run");
+            assert!(incoming.decide(&token, Verdict::Aborted).unwrap());
+        }
+        assert!(Incoming::at("/nonexistent").all().unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_one_of_many_at_once_decides() {
+        let dir = Scratch::new("many");
+        let incoming = Incoming::at(&dir.0);
+        for _ in 0..50 {
+            let token = token().unwrap();
+            incoming.open(&token, &arrival()).unwrap();
+            let said = std::thread::scope(|scope| {
+                let each = |n| if n % 2 == 0 { Verdict::Running } else { Verdict::Aborted };
+                let (incoming, token) = (&incoming, &token);
+                let all: Vec<_> =
+                    (0..6).map(each).map(|v| scope.spawn(move || (v, incoming.decide(token, v).unwrap()))).collect();
+                all.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+            });
+            let (entry, _) = incoming.look(&token).unwrap();
+            let holds = if entry == Entry::Running { Verdict::Running } else { Verdict::Aborted };
+            assert!(said.iter().all(|&(verdict, won)| won == (verdict == holds)), "{entry:?}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_no_paths() {
+        let made = token().unwrap();
+        check_token(&made).unwrap();
+        assert_ne!(made, token().unwrap());
+        for bad in ["", "..", "../../../../etc/passwd-0123456789ab", &made[1..], &made.to_uppercase().replace('0', "A")]
+        {
+            assert!(check_token(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -52,6 +52,7 @@ pub use delete::{delete, kill};
 pub use events::events;
 pub use exec::{Edits, ExecOptions, ProcessSource, exec};
 pub use features::{MOUNT_OPTIONS, capabilities, seccomp_features};
+pub use process::Process;
 pub use processes::{column as process_column, processes};
 pub use query::{list, pause, resume, status};
 pub use restore::{RestoreOptions, restore};

@@ -37,10 +37,14 @@ pub enum Action {
     SayReady,
     /// Freeze the standby's cgroup, and let go of the tasks: from then on they are complete without us, and stand still.
     Detach,
+    /// Only who is first decides ([`super::super::ledger`]).
     DecideRunning,
     DecideAborted,
     /// Thaw the cgroup: the container runs.
     Thaw,
+    /// Put the decision where it survives a loss of power: the source must not end its copy before. Not done sooner, because
+    /// it takes a disk's time; a destination that loses power in between has not run it for longer than that.
+    SyncEntry,
     SayRunning,
     SayAbort,
     /// Remove all that was made.
@@ -57,7 +61,7 @@ impl Destination {
         match (self, event) {
             (Destination::Receiving, Event::Complete) => (Destination::Complete, vec![SayReady]),
             (Destination::Complete, Event::Commit) => (Destination::Deciding, vec![Detach, DecideRunning]),
-            (Destination::Deciding, Event::Decided(true)) => (Destination::Running, vec![Thaw, SayRunning]),
+            (Destination::Deciding, Event::Decided(true)) => (Destination::Running, vec![Thaw, SyncEntry, SayRunning]),
             // Somebody has settled it in the meantime.
             (Destination::Deciding, Event::Decided(false)) => {
                 (Destination::Aborted, vec![SayAbort, Unmake, RemoveEntry])

@@ -4,7 +4,7 @@
 //! [`source::Event::Failed`] or [`destination::Event::Failed`]. What must outlive the process is in [`super::ledger`]: the source's *note* says that
 //! it has given up its right to run the container, and the destination's *entry* is where it is decided, once and for ever, whether
 //! it runs there. `docs/protocol.md` has the pictures; `model` goes through all interleavings of both machines
-//! with lost and late messages, crashes at every step, and settling by hand from either side.
+//! with lost and late messages, crashes at every step, reboots of the destination, and settling by hand from either side.
 
 pub mod destination;
 #[cfg(test)]
@@ -12,13 +12,11 @@ mod model;
 pub mod settle;
 pub mod source;
 
-/// What was decided at the destination.
+/// What was decided at the destination. It does not change any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
     /// It runs there, or did.
     Running,
     /// It never ran there and never will.
     Aborted,
-    /// The destination has been started anew since, and knows nothing: a person must decide.
-    Unknown,
 }

@@ -42,7 +42,6 @@ pub fn at_source(verdict: Verdict) -> Vec<source::Action> {
     match verdict {
         Verdict::Running => vec![EndContainer, RemoveNote, SayDone],
         Verdict::Aborted => vec![ThawCgroup, RemoveNote],
-        Verdict::Unknown => vec![],
     }
 }
 
@@ -58,20 +57,17 @@ pub enum Entry {
     Gone,
 }
 
-/// What to do at the destination, whose process for this migration is still there or not, and what to answer.
+/// What to do at the destination, whose process for this migration is still there or not, and what to answer then.
 /// An open entry must be decided first: [`destination::Action::DecideAborted`].
-pub fn at_destination(decided: Entry, process: bool, same_boot: bool) -> (Vec<destination::Action>, Verdict) {
+pub fn at_destination(decided: Entry, process: bool) -> (Vec<destination::Action>, Verdict) {
     use destination::Action::*;
     match decided {
         // Thawed once more by its own process, or by the next who asks, it does no harm.
-        Entry::Running if same_boot => (vec![Thaw], Verdict::Running),
-        // It has gone with all that ran.
-        Entry::Running => (vec![], Verdict::Unknown),
+        Entry::Running => (vec![Thaw, SyncEntry], Verdict::Running),
         // The process finds out and cleans up.
         Entry::Open | Entry::Aborted if process => (vec![], Verdict::Aborted),
         Entry::Open | Entry::Aborted => (vec![Unmake, RemoveEntry], Verdict::Aborted),
         // Entries that say Running are removed only when the source knows.
-        Entry::Gone if same_boot => (vec![], Verdict::Aborted),
-        Entry::Gone => (vec![], Verdict::Unknown),
+        Entry::Gone => (vec![], Verdict::Aborted),
     }
 }
