@@ -10,7 +10,7 @@ use super::report::Failure;
 use crate::migrate::events::{Event, Journal};
 use crate::migrate::options::{Malformed, rate};
 use crate::migrate::wire::Compression;
-use crate::migrate::{Container, Destination, Failed, Now, Options, source};
+use crate::migrate::{Container, Destination, Failed, Now, Options, settle, source};
 use crate::runtime::Store;
 
 /// Exit code for a command line that makes no sense.
@@ -113,7 +113,7 @@ impl Args {
         };
         let Some(destination) = &self.destination else {
             let id = self.container.name();
-            let settled = source::settle(store, id, &observer);
+            let settled = settle::here(store, id);
             println!("{}", settled.map_err(|failed| failure(format!("cannot settle the migration of {id}"), failed))?);
             return Ok(0);
         };

@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::events::micros;
-use super::ledger::{self, Decision};
+use super::handover::Verdict;
+use super::ledger::{self, Arrival, Incoming};
 use super::transport::{Channel, Input, Output};
 use super::wire::message::{
     Accept, Commit, Done, Extent, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round,
-    RoundDone, RoundEnd, Running, TreeEnd, Verdict,
+    RoundDone, RoundEnd, Running, TreeEnd,
 };
-use super::wire::{Content, Message, PROTOCOL, Reader, Writer};
-use super::{Error, Result};
+use super::wire::{self, Content, Message, PROTOCOL, Reader, Writer};
+use super::{Error, Result, settle};
 use crate::engine::standby::Standby;
 use crate::engine::{ClockOffsets, Puppet};
 use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
-use crate::runtime::Store;
 use crate::runtime::arrival::Arriving;
+use crate::runtime::{Process, Store};
 use crate::sys::clock;
 
 /// How often the clocks are compared; the quickest answer counts.
@@ -31,15 +32,18 @@ pub fn run(store: &Store, channel: Channel) -> Result<()> {
     let mut ear = Ear { reader, writer };
     let hello: Hello = ear.reader.expect()?;
     ledger::check_token(&hello.token)?;
-    let ours = Hello { protocol: PROTOCOL, lmrun_version: env!("CARGO_PKG_VERSION").into(), ..hello.clone() };
-    ear.writer.say(&ours)?;
+    ear.writer.say(&Hello::of(&hello.token))?;
     if hello.protocol != PROTOCOL {
         return Err(Error::Other(format!("the source speaks version {} of the protocol", hello.protocol)));
     }
     let received = match ear.reader.recv()? {
         Message::Settle(_) => {
-            let decision = ledger::decide(&hello.token, Decision::Aborted)?;
-            Ok(ear.writer.say(&Verdict { running: decision == Decision::Running })?)
+            let running = settle::there(&Incoming::default(), &hello.token)? == Verdict::Running;
+            ear.writer.say(&wire::message::Verdict { running })?;
+            if ear.reader.expect::<Done>().is_ok() {
+                Incoming::default().remove(&hello.token)?;
+            }
+            Ok(())
         }
         Message::Offer(offer) => ear.receive(store, &hello.token, offer),
         other => Ok(other.expect::<Offer>().map(drop)?),
@@ -50,6 +54,42 @@ pub fn run(store: &Store, channel: Channel) -> Result<()> {
     drop(ear);
     drop(link);
     received
+}
+
+/// The entry of a migration on which nothing was decided. Dropped, it is aborted, and gone.
+struct Undecided<'a> {
+    incoming: Incoming,
+    token: &'a str,
+}
+
+impl<'a> Undecided<'a> {
+    fn open(store: &Store, token: &'a str, id: &str) -> Result<Self> {
+        let incoming = Incoming::default();
+        if let Err(error) = settle::sweep(&incoming) {
+            tracing::warn!(%error, "cannot clean up after an earlier migration");
+        }
+        let owner = Process::own();
+        incoming.open(token, &Arrival { id: id.to_owned(), root: store.root().to_owned(), owner })?;
+        Ok(Undecided { incoming, token })
+    }
+
+    /// From now on it is decided that the container runs here.
+    fn decide(self) -> Result<Incoming> {
+        match self.incoming.decide(self.token, Verdict::Running)? {
+            true => Ok(self.incoming.clone()),
+            false => Err(Error::Other("the migration was aborted by whoever settled it meanwhile".into())),
+        }
+    }
+}
+
+impl Drop for Undecided<'_> {
+    fn drop(&mut self) {
+        let aborted = self.incoming.decide(self.token, Verdict::Aborted);
+        let removed = aborted.and_then(|aborted| if aborted { self.incoming.remove(self.token) } else { Ok(()) });
+        if let Err(error) = removed {
+            tracing::warn!(%error, "cannot abort");
+        }
+    }
 }
 
 /// The conversation with the source.
@@ -71,6 +111,7 @@ impl Ear {
         if offer.manner.check {
             return Ok(());
         }
+        let entry = Undecided::open(store, token, &offer.id)?;
         let records = Records::make(store, token)?;
         let (arriving, puppet) = Arriving::begin(store, &offer.id, &bundle, clocks)?;
         let standby = self.rounds(&records, puppet)?;
@@ -79,15 +120,16 @@ impl Ear {
         self.writer.say(&Ready {})?;
         let _: Commit = self.reader.expect()?;
         let committed = Instant::now();
-        if ledger::decide(token, Decision::Running)? != Decision::Running {
-            return Err(Error::Other("the migration was settled otherwise meanwhile".into()));
-        }
+        let entry = entry.decide()?;
         ready.go()?;
         let parts = vec![Part { name: "go".into(), micros: micros(committed.elapsed()) }];
         arriving.finish()?;
+        entry.sync()?;
         // Whether anybody hears it or not, it runs.
         let _ = self.writer.say(&Running { micros: micros(committed.elapsed()), parts });
-        let _: std::result::Result<Done, _> = self.reader.expect();
+        if self.reader.expect::<Done>().is_ok() {
+            entry.remove(token)?;
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod options;
 mod outlet;
 pub mod pairing;
+pub mod settle;
 pub mod source;
 pub mod transport;
 pub mod wire;
@@ -31,6 +32,8 @@ pub enum Error {
     Runtime(#[from] runtime::Error),
     #[error(transparent)]
     Engine(#[from] engine::Error),
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
     /// The checks found what blocks.
     #[error("{}", blocking(.0))]
     Refused(Vec<Finding>),

@@ -8,20 +8,19 @@
 use std::time::{Duration, Instant};
 
 use super::events::{self, Event, Phase, Summary, micros};
-use super::ledger::{self, GivenUp};
+use super::handover::Verdict;
+use super::ledger::{self, Note};
 use super::outlet::Mouth;
 use super::transport::{self, Channel, Link, Output};
 use super::wire::message::{
     Commit, Done, Findings, Hello, Lack, Offer, Part, Ping, Pong, Ready, Refuse, Round, RoundDone, RoundEnd, Running,
-    Settle, Verdict,
 };
 use super::wire::{self, Message, PROTOCOL, Reader};
-use super::{Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result};
-use crate::engine;
+use super::{Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, settle};
 use crate::engine::departure::{Departure, Held};
 use crate::image::pages::{PagesOf, Span};
 use crate::runtime::Store;
-use crate::runtime::departure::{self, Leaving};
+use crate::runtime::departure::Leaving;
 use crate::sys::clock;
 
 /// How long the other end may be silent while the container stands still.
@@ -52,7 +51,8 @@ pub fn run(
         lmrun: env!("CARGO_PKG_VERSION").into(),
     });
     observer(Event::Phase { phase: Phase::Connect });
-    let channel = dial(destination, options).map_err(Failed::untouched)?;
+    let pace = options.bandwidth.map(transport::Pace::new);
+    let channel = transport::connect(destination, &[], pace).map_err(Failed::untouched)?;
     let mut session = Session::open(channel, &token, options, observer).map_err(Failed::untouched)?;
     session.verify(&leaving, options).map_err(|e| session.untouched(e))?;
     if options.check {
@@ -74,14 +74,6 @@ pub fn run(
         .ok();
     observer(Event::Moved(Summary { total_us: micros(begun.elapsed()), ..summary }));
     Ok(Outcome::Moved)
-}
-
-fn dial(destination: &Destination, _options: &Options) -> Result<Channel> {
-    let pace = _options.bandwidth.map(transport::Pace::new);
-    match destination {
-        Destination::Ssh { .. } => Ok(transport::ssh(destination, &[], pace)?),
-        Destination::Tls { .. } => Err(Error::Other("tls:// is not there yet".into())),
-    }
 }
 
 /// A conversation with the destination.
@@ -113,7 +105,7 @@ impl<'a> Session<'a> {
     }
 
     fn greet(&mut self) -> Result<Hello> {
-        self.mouth.say(&hello(&self.token)).or_else(|e| self.explained(e))?;
+        self.mouth.say(&Hello::of(&self.token)).or_else(|e| self.explained(e))?;
         let theirs: Hello = self.hear()?;
         if theirs.protocol != PROTOCOL {
             return Err(Error::Other(format!(
@@ -279,6 +271,15 @@ impl<'a> Session<'a> {
         Ok(Standing { held, parts })
     }
 
+    /// The right to run is ours again, and the container runs.
+    fn taken_back(&mut self, mut held: Held<'_>, leaving: &Leaving, error: Error) -> Failed {
+        let thawed = held.take_back().map_err(Error::from).and_then(|()| Ok(Note::remove(&leaving.dir())?));
+        if let Err(error) = thawed {
+            (self.observer)(Event::Warning { text: error.to_string() });
+        }
+        self.running(error)
+    }
+
     /// From `Ready` to the end of the container here.
     fn hand_over(
         &mut self,
@@ -291,12 +292,16 @@ impl<'a> Session<'a> {
         let Standing { mut held, mut parts } = standing;
         let freezer = leaving.freezer();
         let id = leaving.state().id.clone();
-        let note = GivenUp { token: self.token.clone(), destination: destination.to_string() };
-        let given_up =
-            held.give_up(freezer).map_err(Error::from).and_then(|()| Ok(ledger::give_up(&leaving.dir(), &note)?));
+        let note = Note {
+            token: self.token.clone(),
+            destination: destination.to_string(),
+            container: id.clone(),
+            keep_source: options.keep_source,
+        };
+        // The note first: a container that is frozen says why.
+        let given_up = note.write(&leaving.dir()).map_err(Error::from).and_then(|()| Ok(held.give_up(freezer)?));
         if let Err(error) = given_up {
-            // Dropped, it runs on.
-            return Err(self.running(error));
+            return Err(self.taken_back(held, leaving, error));
         }
         parts.end("give up");
         let answer = self.mouth.say(&Commit {}).and_then(|()| {
@@ -307,11 +312,22 @@ impl<'a> Session<'a> {
         });
         let running = match answer {
             Ok(running) => running,
-            Err(error) => {
-                held.leave();
-                let settle = format!("lmrun migrate --settle {id}");
-                return Err(Failed { error, now: Now::Frozen { settle } });
-            }
+            Err(error) => match settle::Question::ask(destination, &self.token) {
+                Ok((question, Verdict::Running)) => {
+                    (self.observer)(Event::Warning {
+                        text: format!("the end of the move had to be asked for: {error}"),
+                    });
+                    question.done();
+                    Running::default()
+                }
+                Ok((_, Verdict::Aborted)) => return Err(self.taken_back(held, leaving, error)),
+                Err(unanswered) => {
+                    (self.observer)(Event::Warning { text: format!("the destination cannot be asked: {unanswered}") });
+                    held.leave();
+                    let settle = format!("lmrun migrate --settle {id}");
+                    return Err(Failed { error, now: Now::Frozen { settle } });
+                }
+            },
         };
         parts.end("commit");
         let sent = held.sent();
@@ -369,41 +385,7 @@ impl Parts {
     }
 }
 
-fn hello(token: &str) -> Hello {
-    Hello {
-        protocol: PROTOCOL,
-        lmrun_version: env!("CARGO_PKG_VERSION").into(),
-        token: token.into(),
-        stream: 0,
-        features: Vec::new(),
-    }
-}
-
 fn lacking(done: &RoundDone) -> Result<Vec<(PagesOf, Span)>> {
     let each = |lack: &Lack| Ok((lack.of.try_into()?, Span { vaddr: lack.extent.vaddr, pages: lack.extent.pages }));
     done.missing.iter().map(each).collect()
-}
-
-/// Finds out what became of a migration of the container `id` whose end was not heard of, and acts on it. Gives the result
-/// in words.
-pub fn settle(store: &Store, id: &str, observer: Observer<'_>) -> std::result::Result<String, Failed> {
-    let dir = store.dir(id);
-    let settle = format!("lmrun migrate --settle {id}");
-    let frozen = |error: Error| Failed { error, now: Now::Frozen { settle: settle.clone() } };
-    let Some(note) = ledger::given_up(&dir).map_err(|e| Failed::untouched(e))? else {
-        return Err(Failed::untouched(Error::Other(format!("no migration of {id} waits to be settled"))));
-    };
-    let destination: Destination = note.destination.parse().map_err(|e: transport::Error| frozen(e.into()))?;
-    let channel = dial(&destination, &Options::default()).map_err(frozen)?;
-    let mut session = Session::open(channel, &note.token, &Options::default(), observer).map_err(frozen)?;
-    session.mouth.say(&Settle {}).map_err(frozen)?;
-    let verdict: Verdict = session.hear().map_err(frozen)?;
-    if verdict.running {
-        departure::end(store, id).map_err(|e| frozen(e.into()))?;
-        return Ok(format!("container {id} runs at {destination}; it was ended here"));
-    }
-    engine::take_back(departure::init(store, id).map_err(|e| frozen(e.into()))?, id).map_err(|e| frozen(e.into()))?;
-    departure::thaw(store, id).map_err(|e| frozen(e.into()))?;
-    ledger::forget(&dir).map_err(|e| Failed { error: e.into(), now: Now::Running })?;
-    Ok(format!("container {id} did not come to run at {destination}; it runs on here"))
 }

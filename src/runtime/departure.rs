@@ -35,9 +35,7 @@ impl Leaving {
         let (Status::Running, Some(init)) = (status(&state), state.init) else {
             return Err(Error::NotRunning);
         };
-        let path = store.dir(id).join(LOCK);
-        let lock = File::create(&path).map_err(|e| Error::io(&path, e))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Leaving)?;
+        let lock = alone(store, id)?;
         let shift = clock::shift_of(init.pid).map_err(|e| Error::io(format!("/proc/{}", init.pid), e))?;
         Ok(Leaving { store: store.clone(), state, init: init.pid, shift, _lock: lock })
     }
@@ -98,6 +96,16 @@ impl Leaving {
     }
 }
 
+/// Keeps everybody else from moving a container, and from settling its migration.
+///
+/// # Errors
+/// [`Error::Leaving`] where somebody does.
+pub fn alone(store: &Store, id: &str) -> Result<Flock<File>> {
+    let path = store.dir(id).join(LOCK);
+    let lock = File::create(&path).map_err(|e| Error::io(&path, e))?;
+    Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Leaving)
+}
+
 /// Host pid of the first process of a container that was left frozen.
 pub fn init(store: &Store, id: &str) -> Result<i32> {
     store.load(id)?.init.filter(|init| init.is_alive()).map(|init| init.pid).ok_or(Error::NotRunning)
@@ -111,10 +119,20 @@ pub fn thaw(store: &Store, id: &str) -> Result<()> {
     Cgroup::at(&store.load(id)?.cgroup).thaw()
 }
 
-/// Ends a container that was left frozen: it runs elsewhere.
+/// Kills what is left frozen of a container: it runs elsewhere.
+pub fn kill(store: &Store, id: &str) -> Result<()> {
+    kill_frozen(&store.load(id)?)
+}
+
+/// As [`kill`], and nothing is left.
 pub fn end(store: &Store, id: &str) -> Result<()> {
     let locked = store.lock(id)?;
     let state = locked.load()?;
+    kill_frozen(&state)?;
+    delete::remove(locked, &state)
+}
+
+fn kill_frozen(state: &State) -> Result<()> {
     // Killed first, so that nobody runs when it is thawed.
     if let Some(init) = state.init.filter(|init| init.is_alive()) {
         let killed = PidFd::open(init.pid).and_then(|init| init.kill(libc::SIGKILL));
@@ -124,8 +142,5 @@ pub fn end(store: &Store, id: &str) -> Result<()> {
     for pid in cgroup.pids()? {
         let _ = PidFd::open(pid).and_then(|task| task.kill(libc::SIGKILL));
     }
-    if cgroup.is_frozen() {
-        cgroup.thaw()?;
-    }
-    delete::remove(locked, &state)
+    if cgroup.is_frozen() { cgroup.thaw() } else { Ok(()) }
 }

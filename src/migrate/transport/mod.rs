@@ -55,9 +55,12 @@ pub struct Link {
     program: Option<(String, Child)>,
 }
 
-/// The ssh destination's lmrun, waiting for a first word. `arguments` go behind `receive --stdio`.
-pub fn ssh(destination: &Destination, arguments: &[&str], pace: Option<Arc<Pace>>) -> Result<Channel> {
-    ssh::connect(destination, arguments, pace)
+/// The destination's lmrun, waiting for a first word. `arguments` are for `receive --stdio`, where it is started by us.
+pub fn connect(destination: &Destination, arguments: &[&str], pace: Option<Arc<Pace>>) -> Result<Channel> {
+    match destination {
+        Destination::Ssh { .. } => ssh::connect(destination, arguments, pace),
+        Destination::Tls { .. } => Err(Error::Destination(destination.to_string())),
+    }
 }
 
 /// Standard input and output, which from now on lead to /dev/null and to standard error: nothing that is printed by

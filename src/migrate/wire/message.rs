@@ -26,6 +26,14 @@ pub struct Hello {
     pub features: Vec<String>,
 }
 
+impl Hello {
+    /// Of the connection on which everything is said.
+    pub fn of(token: &str) -> Self {
+        let lmrun_version = env!("CARGO_PKG_VERSION").to_owned();
+        Hello { protocol: super::PROTOCOL, lmrun_version, token: token.to_owned(), ..Hello::default() }
+    }
+}
+
 /// What is to be moved. Its files (config.json and others) follow as images.
 #[derive(Clone, PartialEq, Eq, ::prost::Message)]
 pub struct Offer {

@@ -1,0 +1,129 @@
+//! What became of a migration: asked by a source that has not heard the end, or by a person on either host; answered at the
+//! destination. What follows from it is in [`handover::settle`].
+
+use super::handover::settle::{AtSource, Entry, Next, at_destination, at_source};
+use super::handover::{Verdict, destination, source};
+use super::ledger::{Arrival, Incoming, Note};
+use super::transport::{self, Channel};
+use super::wire::message::{self, Done, Hello, Settle};
+use super::{Destination, Error, Failed, Now, Result};
+use crate::engine;
+use crate::runtime::{self, Status, Store, departure};
+
+/// A connection on which the destination was asked.
+pub struct Question(Channel);
+
+impl Question {
+    /// Asks what became of a migration. If it was not decided, it is aborted by that.
+    pub fn ask(destination: &Destination, token: &str) -> Result<(Question, Verdict)> {
+        let mut channel = transport::connect(destination, &[], None)?;
+        let verdict = (|| {
+            channel.writer.say(&Hello::of(token))?;
+            channel.reader.expect::<Hello>()?;
+            channel.writer.say(&Settle {})?;
+            channel.reader.expect::<message::Verdict>()
+        })();
+        match verdict {
+            Ok(message::Verdict { running: true }) => Ok((Question(channel), Verdict::Running)),
+            Ok(message::Verdict { running: false }) => Ok((Question(channel), Verdict::Aborted)),
+            Err(error) => Err(channel.link.explain(error)),
+        }
+    }
+
+    /// Tells the destination that nobody will ask again.
+    pub fn done(mut self) {
+        // If it does not hear of it, a small file stays there.
+        let _ = self.0.writer.say(&Done {});
+    }
+}
+
+/// Settles the migration of the container `id` at the source. Gives the result in words.
+///
+/// # Errors
+/// What stands in the way, and how the container is.
+pub fn here(store: &Store, id: &str) -> std::result::Result<String, Failed> {
+    let dir = store.dir(id);
+    let again = Now::Frozen { settle: format!("lmrun migrate --settle {id}") };
+    let frozen = |error: Error| Failed { error, now: again.clone() };
+    let Some(note) = Note::read(&dir).map_err(Failed::untouched)? else {
+        return Err(Failed::untouched(Error::Other(format!("no migration of {id} waits to be settled"))));
+    };
+    let _alone = departure::alone(store, id).map_err(Failed::untouched)?;
+    let state = store.load(id).map_err(Failed::untouched)?;
+    let status = runtime::status(&state);
+    let facts = AtSource { note: true, frozen: status == Status::Paused, alive: status != Status::Stopped };
+    let act = |actions: &[source::Action]| actions.iter().try_for_each(|action| carry_out(store, id, &note, *action));
+    if let Next::Do(actions) = facts.begin() {
+        act(&actions).map_err(Failed::untouched)?;
+        return Ok(match facts.alive {
+            true => format!("container {id} runs here: its migration did not get as far as to be in doubt"),
+            false => format!("container {id} has ended here"),
+        });
+    }
+    let destination: Destination = note.destination.parse().map_err(|e: transport::Error| frozen(e.into()))?;
+    let (question, verdict) = Question::ask(&destination, &note.token).map_err(frozen)?;
+    act(&at_source(verdict)).map_err(frozen)?;
+    question.done();
+    Ok(match verdict {
+        Verdict::Running => format!("container {id} runs at {destination}, and was ended here"),
+        Verdict::Aborted => format!("container {id} did not come to run at {destination}, and runs on here"),
+    })
+}
+
+fn carry_out(store: &Store, id: &str, note: &Note, action: source::Action) -> Result<()> {
+    use source::Action::*;
+    match action {
+        EndContainer if note.keep_source => Ok(departure::kill(store, id)?),
+        EndContainer => Ok(departure::end(store, id)?),
+        ThawCgroup => {
+            engine::take_back(departure::init(store, id)?, id)?;
+            Ok(departure::thaw(store, id)?)
+        }
+        RemoveNote => Ok(Note::remove(&store.dir(id))?),
+        // Done is said by whoever holds the connection; nothing else is settled by.
+        _ => Ok(()),
+    }
+}
+
+/// Settles a migration at the destination: decides it if nobody has, and finishes or removes what a process that is gone has left.
+pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
+    let (mut entry, arrival) = incoming.look(token)?;
+    if entry == Entry::Open {
+        let aborted = incoming.decide(token, Verdict::Aborted)?;
+        entry = if aborted { Entry::Aborted } else { Entry::Running };
+    }
+    let process = arrival.as_ref().is_some_and(|arrival| arrival.owner.is_alive());
+    let (actions, verdict) = at_destination(entry, process);
+    for action in actions {
+        match (action, &arrival) {
+            (destination::Action::Thaw, Some(arrival)) => on_own(arrival, departure::thaw)?,
+            (destination::Action::Unmake, Some(arrival)) => {
+                on_own(arrival, |store, id| runtime::delete(store, id, true))?
+            }
+            (destination::Action::SyncEntry, _) => incoming.sync()?,
+            (destination::Action::RemoveEntry, _) => incoming.remove(token)?,
+            _ => {}
+        }
+    }
+    Ok(verdict)
+}
+
+/// Does something to a container that has arrived, if it is still the one that did.
+fn on_own(arrival: &Arrival, act: impl FnOnce(&Store, &str) -> runtime::Result<()>) -> Result<()> {
+    let store = Store::new(&arrival.root);
+    match store.load(&arrival.id) {
+        Ok(state) if state.creator == arrival.owner => Ok(act(&store, &arrival.id)?),
+        Ok(_) | Err(runtime::Error::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes what earlier migrations have left whose processes were killed.
+pub fn sweep(incoming: &Incoming) -> Result<()> {
+    for (token, entry, arrival) in incoming.all()? {
+        if entry != Entry::Running && !arrival.owner.is_alive() {
+            there(incoming, &token)?;
+        }
+    }
+    Ok(())
+}
