@@ -3,6 +3,7 @@
 pub mod address;
 pub mod destination;
 pub mod disk;
+pub mod engines;
 pub mod events;
 pub mod handover;
 pub mod ledger;
