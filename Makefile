@@ -18,7 +18,7 @@ EXPECTED ?= no CRIU 4.x
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help manual deb test-deb install-docker demo bench-migrate bench-engine bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help manual deb test-deb install-docker demo bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -43,6 +43,10 @@ bench-lifecycle: all tools-test ## A container's life, exec, state, peak memory,
 bench-engine: all ## Dump, restore, freeze, remote calls, beside memcpy, as a table (BENCH: flags)
 	cargo build --release --locked -p runtime-tests --bin bench_engine --bin workload
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_engine $(BENCH)
+
+bench-disk: ## What a container's files add to the freeze, as a table (BENCH: flags)
+	cargo build --release --locked -p runtime-tests --bin bench_disk
+	$(RELEASE)/bench_disk $(BENCH)
 
 test: lint unit scenarios ## Lint, unit tests, and every scenario (needs root)
 

@@ -1,5 +1,6 @@
 //! Measurements, as tables in Markdown. The programs `bench_migrate` and `bench_engine` print them.
 
+pub mod disk;
 pub mod engine;
 pub mod lifecycle;
 pub mod migrate;

@@ -6,12 +6,10 @@
 //! same. It guards against faults, not against a peer who looks for two trees with one sum: whoever may send may send anything.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 
 use prost::Message as _;
 
-use super::message::{Create, Meta};
+use super::message::{BLOCK, Block, Create, Meta, Op};
 
 /// Bytes of a digest.
 pub const SIZE: usize = 32;
@@ -81,13 +79,27 @@ impl Ledger {
         out
     }
 
-    pub fn create(&mut self, root: u32, file: &Create) {
-        let kind = hash((root, file.id), Fact::Kind, 0, &file.encode_to_vec());
-        self.add(&kind);
-        self.files.insert((root, file.id), Entry { kind, ..Entry::default() });
+    /// What a message about this root says, is so now.
+    pub fn apply(&mut self, root: u32, op: &Op) {
+        match op {
+            Op::Create(create) => self.create((root, create.id), create),
+            Op::Resize(resize) => self.resize((root, resize.id), resize.size),
+            Op::Block(block) => self.block((root, block.id), block),
+            Op::Meta(meta) => self.meta((root, meta.id), meta),
+            Op::Unlink(entry) => self.take(&hash((root, entry.dir), Fact::Name, entry.id, &entry.name)),
+            Op::Link(entry) => self.add(&hash((root, entry.dir), Fact::Name, entry.id, &entry.name)),
+            Op::Forget(forget) => self.forget((root, forget.id)),
+            Op::End(_) => {}
+        }
     }
 
-    pub fn forget(&mut self, file: File) {
+    fn create(&mut self, file: File, create: &Create) {
+        let kind = hash(file, Fact::Kind, 0, &create.encode_to_vec());
+        self.add(&kind);
+        self.files.insert(file, Entry { kind, ..Entry::default() });
+    }
+
+    fn forget(&mut self, file: File) {
         let Some(entry) = self.files.remove(&file) else { return };
         if entry.size > 0 {
             self.take(&hash(file, Fact::Size, entry.size, &[]));
@@ -97,8 +109,7 @@ impl Ledger {
         }
     }
 
-    pub fn meta(&mut self, root: u32, meta: &Meta) {
-        let file = (root, meta.id);
+    fn meta(&mut self, file: File, meta: &Meta) {
         let new = hash(file, Fact::Meta, 0, &meta.encode_to_vec());
         let old = std::mem::replace(&mut self.files.entry(file).or_default().meta, new);
         self.take(&old);
@@ -106,10 +117,10 @@ impl Ledger {
     }
 
     /// Blocks that lie behind the end are gone.
-    pub fn resize(&mut self, file: File, size: u64) {
+    fn resize(&mut self, file: File, size: u64) {
         let entry = self.files.entry(file).or_default();
         let old = std::mem::replace(&mut entry.size, size);
-        let gone = entry.blocks.split_off(&size.div_ceil(super::message::BLOCK));
+        let gone = entry.blocks.split_off(&size.div_ceil(BLOCK));
         for (size, change) in [(old, Self::take as fn(&mut _, &_)), (size, Self::add)] {
             if size > 0 {
                 change(self, &hash(file, Fact::Size, size, &[]));
@@ -120,19 +131,20 @@ impl Ledger {
         }
     }
 
-    /// `content`: with zeros for holes; None: all of it is hole.
-    pub fn block(&mut self, file: File, index: u64, content: Option<&[u8]>) {
+    fn block(&mut self, file: File, block: &Block) {
         let entry = self.files.entry(file).or_default();
-        let is_zero = |bytes: &[u8]| bytes.iter().all(|b| *b == 0);
-        let (old, new) = match content {
-            None => (entry.blocks.remove(&index), NOTHING),
-            Some(bytes) => {
-                let new = if is_zero(bytes) { NOTHING } else { hash(file, Fact::Block, index, bytes) };
-                (entry.blocks.insert(index, new), new)
-            }
+        let old = if block.pieces.is_empty() {
+            entry.blocks.remove(&block.index)
+        } else {
+            let end = BLOCK.min(entry.size.saturating_sub(block.index * BLOCK)) as usize;
+            let content = block.content(end.max(block.end()));
+            let is_zero = content.iter().all(|b| *b == 0);
+            let new = if is_zero { NOTHING } else { hash(file, Fact::Block, block.index, &content) };
+            let old = entry.blocks.insert(block.index, new);
+            self.add(&new);
+            old
         };
         self.take(&old.unwrap_or(NOTHING));
-        self.add(&new);
     }
 
     /// The block is not all hole.
@@ -143,54 +155,55 @@ impl Ledger {
     pub fn size(&self, file: File) -> u64 {
         self.files.get(&file).map_or(0, |entry| entry.size)
     }
-
-    pub fn link(&mut self, dir: File, name: &OsStr, id: u64) {
-        self.add(&hash(dir, Fact::Name, id, name.as_bytes()));
-    }
-
-    pub fn unlink(&mut self, dir: File, name: &OsStr, id: u64) {
-        self.take(&hash(dir, Fact::Name, id, name.as_bytes()));
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::message::{Forget, Link, Piece, Resize, Unlink};
     use super::*;
+
+    fn block(index: u64, bytes: &[u8]) -> Op {
+        Op::Block(Block { id: 4, index, pieces: vec![Piece { offset: 0, bytes: bytes.to_vec() }] })
+    }
 
     #[test]
     fn what_comes_and_goes_leaves_the_sum_as_it_was() {
         let mut ledger = Ledger::default();
-        let file = Create { id: 4, kind: libc::S_IFREG, ..Create::default() };
         let empty = ledger.digest();
-        ledger.create(1, &file);
+        ledger.apply(1, &Op::Create(Create { id: 4, kind: libc::S_IFREG, ..Create::default() }));
         let created = ledger.digest();
-        ledger.resize((1, 4), 300_000);
-        ledger.block((1, 4), 0, Some(b"abc"));
-        ledger.block((1, 4), 2, Some(b"def"));
+        ledger.apply(1, &Op::Resize(Resize { id: 4, size: 300_000 }));
+        ledger.apply(1, &block(0, b"abc"));
+        ledger.apply(1, &block(2, b"def"));
         let full = ledger.digest();
-        ledger.block((1, 4), 2, Some(b"deg"));
+        ledger.apply(1, &block(2, b"deg"));
         assert_ne!(ledger.digest(), full);
-        ledger.block((1, 4), 2, Some(b"def"));
-        ledger.link((1, 0), OsStr::new("n"), 4);
+        ledger.apply(1, &block(2, b"def"));
+        ledger.apply(1, &Op::Link(Link { dir: 0, name: b"n".to_vec(), id: 4 }));
         assert_ne!(ledger.digest(), full);
-        ledger.unlink((1, 0), OsStr::new("n"), 4);
+        ledger.apply(1, &Op::Unlink(Unlink { dir: 0, name: b"n".to_vec(), id: 4 }));
         assert_eq!(ledger.digest(), full);
-        ledger.resize((1, 4), 0);
+        ledger.apply(1, &Op::Resize(Resize { id: 4, size: 0 }));
         assert_eq!(ledger.digest(), created);
-        ledger.meta(1, &Meta { id: 4, uid: 1, ..Meta::default() });
-        ledger.block((1, 4), 0, Some(b"abc"));
-        ledger.forget((1, 4));
+        ledger.apply(1, &Op::Meta(Meta { id: 4, uid: 1, ..Meta::default() }));
+        ledger.apply(1, &block(0, b"abc"));
+        ledger.apply(1, &Op::Forget(Forget { id: 4 }));
         assert_eq!(ledger.digest(), empty);
     }
 
     #[test]
     fn zeros_and_a_hole_are_the_same() {
         let mut ledger = Ledger::default();
-        ledger.block((0, 1), 3, Some(&[0; 50]));
+        ledger.apply(0, &block(3, &[0; 50]));
         assert_eq!(ledger.digest(), NOTHING);
-        assert!(ledger.has_block((0, 1), 3));
-        ledger.block((0, 1), 3, None);
-        assert!(!ledger.has_block((0, 1), 3));
+        assert!(ledger.has_block((0, 4), 3));
+        ledger.apply(0, &Op::Block(Block { id: 4, index: 3, pieces: vec![] }));
+        assert!(!ledger.has_block((0, 4), 3));
+        let mut with_hole = Ledger::default();
+        let piece = |offset, bytes: &[u8]| Piece { offset, bytes: bytes.to_vec() };
+        with_hole.apply(0, &Op::Block(Block { id: 4, index: 0, pieces: vec![piece(0, b"a"), piece(3, b"b")] }));
+        ledger.apply(0, &block(0, b"a\0\0b"));
+        assert_eq!(with_hole.digest(), ledger.digest());
     }
 
     #[test]

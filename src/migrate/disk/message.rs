@@ -18,6 +18,7 @@
 //!
 //! A message is protobuf, as [`Message`] says; its length is the transport's to send, and at most [`LIMIT`].
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
@@ -144,6 +145,9 @@ pub struct Unlink {
     pub dir: u64,
     #[prost(bytes = "vec", tag = "2")]
     pub name: Vec<u8>,
+    /// The file that had it.
+    #[prost(uint64, tag = "3")]
+    pub id: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, ::prost::Message)]
@@ -253,6 +257,28 @@ fn is_name(name: &[u8]) -> bool {
     !is_special && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0)
 }
 
+impl Block {
+    /// `len` bytes, those of the holes zeros; `pieces` do not go further.
+    pub fn content(&self, len: usize) -> Cow<'_, [u8]> {
+        match &self.pieces[..] {
+            [all] if all.offset == 0 && all.bytes.len() == len => Cow::Borrowed(&all.bytes),
+            pieces => {
+                let mut content = vec![0; len];
+                for piece in pieces {
+                    let start = piece.offset as usize;
+                    content[start..start + piece.bytes.len()].copy_from_slice(&piece.bytes);
+                }
+                Cow::Owned(content)
+            }
+        }
+    }
+
+    /// Where the last piece ends, from the start of the block.
+    pub fn end(&self) -> usize {
+        self.pieces.last().map_or(0, |piece| piece.offset as usize + piece.bytes.len())
+    }
+}
+
 impl Unlink {
     pub fn name(&self) -> &OsStr {
         OsStr::from_bytes(&self.name)
@@ -290,7 +316,7 @@ mod tests {
             Op::Block(Block { id: 3, index: 9, pieces: vec![] }),
             Op::Block(Block { id: 3, index: 0, pieces: vec![piece(0, BLOCK as usize)] }),
             Op::Meta(meta),
-            Op::Unlink(Unlink { dir: 0, name: b"a".to_vec() }),
+            Op::Unlink(Unlink { dir: 0, name: b"a".to_vec(), id: 7 }),
             Op::Link(Link { dir: 0, name: b"b\xfe".to_vec(), id: 3 }),
             Op::Forget(Forget { id: 3 }),
         ];
@@ -324,7 +350,7 @@ mod tests {
         assert_eq!(wrong(Op::Resize(Resize { id: 1, size: 1 << 63 })), field("size"));
         let names: [&[u8]; 7] = [b"", b".", b"..", b"a/b", b"/", b"a\0", &[b'x'; 256]];
         for name in names.map(<[u8]>::to_vec) {
-            assert_eq!(wrong(Op::Unlink(Unlink { dir: 0, name: name.clone() })), field("name"));
+            assert_eq!(wrong(Op::Unlink(Unlink { dir: 0, name: name.clone(), id: 1 })), field("name"));
             assert_eq!(wrong(Op::Link(Link { dir: 0, name, id: 1 })), field("name"));
         }
         let pieces = |list: &[(u32, usize)]| {

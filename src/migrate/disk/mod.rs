@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 pub use layout::{Layout, layout};
 pub use message::{LIMIT, Malformed, Message};
 pub use shared::Probe;
-pub use source::{Busy, Round, Source, Stage};
+pub use source::{Busy, Round, Source, Stage, digest_of};
 pub use target::Target;
 
 /// A directory to copy with all below it, on one file system.

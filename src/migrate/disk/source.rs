@@ -1,12 +1,13 @@
 //! The side that the container leaves: finds out what has changed, and tells it.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::digest::Ledger;
-use super::message::{End, Message, Op};
+use super::digest::{self, Ledger};
+use super::message::{End, Message, Op, ROOT};
 use super::watch::{Events, Watches};
 use super::{Error, Result, Root};
 
@@ -51,6 +52,25 @@ pub struct Round {
     pub took: Duration,
 }
 
+/// A digest of all that is kept of a directory nobody writes to, but the times of directories: those of an image's layer are of
+/// the moment when it was unpacked. Two layers with one digest are the same.
+pub fn digest_of(path: &Path) -> Result<[u8; digest::SIZE]> {
+    let root = Root { name: String::new(), path: path.to_owned(), view: None, inside: PathBuf::from("/") };
+    let (mut ledger, mut dirs) = (Ledger::default(), BTreeSet::from([ROOT]));
+    // Numbers are given in the order of names: they are the same for the same tree.
+    let mut emit = |mut message: Message| {
+        match &mut message.op {
+            Some(Op::Create(create)) if create.kind == libc::S_IFDIR => drop(dirs.insert(create.id)),
+            Some(Op::Meta(meta)) if dirs.contains(&meta.id) => (meta.mtime, meta.mtime_nanos) = (0, 0),
+            _ => {}
+        }
+        message.op.iter().for_each(|op| ledger.apply(message.root, op));
+        Ok(())
+    };
+    Source::open_still(vec![root])?.round(Stage::Last, &[], &mut emit)?;
+    Ok(ledger.digest())
+}
+
 /// All roots with what the destination knows of them.
 pub struct Source {
     trees: Vec<Tree>,
@@ -72,6 +92,7 @@ struct Out<'a> {
 impl Out<'_> {
     fn put(&mut self, op: Op) -> Result<()> {
         self.round.messages += 1;
+        self.ledger.apply(self.root, &op);
         (self.emit)(Message::new(self.root, op)).map_err(|source| Error::Emit { source })
     }
 }

@@ -88,17 +88,18 @@ impl Target {
             return self.end(&end);
         }
         let tree = self.trees.get_mut(message.root as usize).ok_or_else(|| hostile("no such root"))?;
-        let ledger = &mut self.ledger;
-        match op {
-            Op::Create(create) => tree.create_file(&create, ledger),
-            Op::Resize(resize) => tree.resize(&resize, ledger),
-            Op::Block(block) => tree.block(&block, ledger),
-            Op::Meta(meta) => tree.meta(meta, ledger),
-            Op::Unlink(unlink) => tree.unlink(&unlink, ledger),
-            Op::Link(link) => tree.link(&link, ledger),
-            Op::Forget(forget) => tree.forget(forget.id, ledger),
-            Op::End(_) => Ok(()),
+        match &op {
+            Op::Create(create) => tree.create_file(create)?,
+            Op::Resize(resize) => tree.resize(resize)?,
+            Op::Block(block) => tree.block(block, &self.ledger)?,
+            Op::Meta(meta) => tree.meta(meta)?,
+            Op::Unlink(unlink) => tree.unlink(unlink)?,
+            Op::Link(link) => tree.link(link)?,
+            Op::Forget(forget) => tree.forget(forget.id)?,
+            Op::End(_) => {}
         }
+        self.ledger.apply(message.root, &op);
+        Ok(())
     }
 
     fn end(&mut self, end: &End) -> Result<()> {
@@ -253,7 +254,7 @@ impl Tree {
 
     // --- messages ---
 
-    fn create_file(&mut self, file: &Create, ledger: &mut Ledger) -> Result<()> {
+    fn create_file(&mut self, file: &Create) -> Result<()> {
         if self.nodes.contains_key(&file.id) {
             return Err(hostile(format_args!("file {} twice", file.id)));
         }
@@ -273,7 +274,6 @@ impl Tree {
         let node = Node { kind: file.kind, names: Vec::new(), meta: None, entries: HashMap::new() };
         self.nodes.insert(file.id, node);
         self.touched.insert(file.id);
-        ledger.create(self.index, file);
         Ok(())
     }
 
@@ -291,14 +291,13 @@ impl Tree {
         Ok(&self.open.as_ref().expect("was opened").1)
     }
 
-    fn resize(&mut self, to: &Resize, ledger: &mut Ledger) -> Result<()> {
+    fn resize(&mut self, to: &Resize) -> Result<()> {
         let made = self.file(to.id)?.set_len(to.size);
         made.map_err(self.failed("write", to.id))?;
-        ledger.resize((self.index, to.id), to.size);
         Ok(())
     }
 
-    fn block(&mut self, block: &Block, ledger: &mut Ledger) -> Result<()> {
+    fn block(&mut self, block: &Block, ledger: &Ledger) -> Result<()> {
         let file = (self.index, block.id);
         let start = block.index * BLOCK;
         let size = ledger.size(file);
@@ -306,7 +305,9 @@ impl Tree {
             return Err(hostile(format_args!("a block behind the end of file {}", block.id)));
         }
         let len = BLOCK.min(size - start) as usize;
-        let mut content = vec![0; len];
+        if block.end() > len {
+            return Err(hostile(format_args!("a block that goes further than file {}", block.id)));
+        }
         let had_data = ledger.has_block(file, block.index);
         let open = self.file(block.id)?;
         let made = (|| {
@@ -321,33 +322,29 @@ impl Tree {
                 open.write_all_at(bytes, start + at as u64)
             };
             for piece in &block.pieces {
-                let at = piece.offset as usize;
-                let Some(part) = content.get_mut(at..at + piece.bytes.len()) else {
-                    return Err(io::ErrorKind::InvalidInput.into());
-                };
-                part.copy_from_slice(&piece.bytes);
-                write(at, &piece.bytes)?;
+                write(piece.offset as usize, &piece.bytes)?;
             }
             write(len, &[])
         })();
         made.map_err(self.failed("write", block.id))?;
-        ledger.block(file, block.index, if block.pieces.is_empty() { None } else { Some(&content) });
         Ok(())
     }
 
-    fn meta(&mut self, meta: Meta, ledger: &mut Ledger) -> Result<()> {
+    fn meta(&mut self, meta: &Meta) -> Result<()> {
         self.node(meta.id)?;
-        let id = meta.id;
-        ledger.meta(self.index, &meta);
-        self.touched.insert(id);
-        self.nodes.get_mut(&id).expect("is known").meta = Some(meta);
+        self.touched.insert(meta.id);
+        self.nodes.get_mut(&meta.id).expect("is known").meta = Some(meta.clone());
         Ok(())
     }
 
-    fn unlink(&mut self, entry: &Unlink, ledger: &mut Ledger) -> Result<()> {
+    fn unlink(&mut self, entry: &Unlink) -> Result<()> {
         let dir = self.open_dir(entry.dir)?;
         let node = self.nodes.get_mut(&entry.dir).expect("was opened");
-        let Some(id) = node.entries.remove(entry.name()) else { return Err(hostile("no such name")) };
+        let id = entry.id;
+        if node.entries.get(entry.name()) != Some(&id) {
+            return Err(hostile(format_args!("a name that file {id} does not have")));
+        }
+        node.entries.remove(entry.name());
         let node = self.nodes.get_mut(&id).expect("has a name");
         node.names.retain(|(d, n)| (*d, n.as_os_str()) != (entry.dir, entry.name()));
         let done = if node.names.is_empty() {
@@ -357,11 +354,10 @@ impl Tree {
         };
         done.map_err(|e| self.failed("remove a file from", entry.dir)(e.into()))?;
         self.touched.insert(entry.dir);
-        ledger.unlink((self.index, entry.dir), entry.name(), id);
         Ok(())
     }
 
-    fn link(&mut self, entry: &Link, ledger: &mut Ledger) -> Result<()> {
+    fn link(&mut self, entry: &Link) -> Result<()> {
         let (id, name) = (entry.id, entry.name());
         let node = self.node(id)?;
         if id == ROOT || name == self.limbo_name {
@@ -383,11 +379,10 @@ impl Tree {
         self.nodes.get_mut(&entry.dir).expect("was opened").entries.insert(name.to_owned(), id);
         self.nodes.get_mut(&id).expect("is known").names.push((entry.dir, name.to_owned()));
         self.touched.insert(entry.dir);
-        ledger.link((self.index, entry.dir), name, id);
         Ok(())
     }
 
-    fn forget(&mut self, id: u64, ledger: &mut Ledger) -> Result<()> {
+    fn forget(&mut self, id: u64) -> Result<()> {
         let node = self.node(id)?;
         if id == ROOT || !node.names.is_empty() || !node.entries.is_empty() {
             return Err(hostile(format_args!("the end of file {id}, which is in use")));
@@ -397,7 +392,6 @@ impl Tree {
         self.nodes.remove(&id);
         self.touched.remove(&id);
         self.open.take_if(|(open, _)| *open == id);
-        ledger.forget((self.index, id));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 
-use super::message::{Message, Op};
+use super::message::{Block, Create, End, Forget, Link, Message, Meta, Op, Piece, Resize, Unlink};
 use super::*;
 use crate::sys::file::next_data;
 use crate::sys::window::Window;
@@ -295,6 +295,229 @@ fn mapped_files_are_compared_when_they_are_named() {
     assert_eq!(pair.round(Stage::Last, &[]).sent, message::BLOCK);
     pair.finish();
     assert_same(&from, &to, "");
+}
+
+/// A file that is only open may be written to without a word (io_submit(2)); its times tell.
+#[test]
+fn open_files_are_looked_at_when_they_are_named() {
+    let scratch = Scratch::new();
+    let (from, volume) = (scratch.dir("from"), scratch.dir("volume"));
+    fs::create_dir(from.join("data")).unwrap();
+    fs::write(from.join("data/file"), "hidden by the volume").unwrap();
+    fs::create_dir(volume.join("db")).unwrap();
+    let path = volume.join("db/file");
+    fs::write(&path, vec![1; 1 << 20]).unwrap();
+    set_time(&path, 5, 5);
+    let volume_at = |path| Root { inside: "/data".into(), ..root(path) };
+    let (to, to_volume) = (scratch.0.join("to"), scratch.0.join("to_volume"));
+    let mut pair = Pair::new(vec![root(&from), volume_at(&volume)], vec![root(&to), volume_at(&to_volume)]);
+    let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mapping = Window::map_writable(&file, 1 << 20);
+    // Until what was written last is old enough for its time to be believed.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    pair.round(Stage::Live, &[]);
+    mapping.store(700_000, 2);
+    let busy = |path: &str| [Busy { path: path.into(), mapped: false }];
+    for other in ["/data/db/none", "/data/db", "/data", "/", "/elsewhere", "/../data/db/../../x"] {
+        assert_eq!(pair.round(Stage::Live, &busy(other)).sent, 0, "{other}");
+    }
+    assert_eq!(pair.round(Stage::Last, &busy("/data/db/file")).sent, message::BLOCK);
+    pair.finish();
+    assert_same(&from, &to, "");
+    assert_same(&volume, &to_volume, "");
+}
+
+#[test]
+fn what_changes_in_the_last_round_is_an_error() {
+    let scratch = Scratch::new();
+    let from = scratch.dir("from");
+    fs::write(from.join("file"), vec![1; 1 << 20]).unwrap();
+    let mut source = Source::open(vec![root(&from)]).unwrap();
+    let mut emit = |message: Message| {
+        if matches!(message.op, Some(Op::Block(_))) {
+            fs::write(from.join("file"), "else")?;
+        }
+        Ok(())
+    };
+    let error = source.round(Stage::Last, &[], &mut emit).unwrap_err();
+    assert!(matches!(&error, Error::Changed { path } if path == &from.join("file")), "{error}");
+}
+
+#[test]
+fn other_file_systems_are_refused() {
+    let scratch = Scratch::new();
+    let merged = scratch.dir("merged");
+    mount(Some("tmpfs"), &merged, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    let error = Source::open(vec![root(&scratch.0)]).unwrap().round(Stage::Live, &[], &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(&error, Error::OtherFileSystem { path, .. } if path == &merged), "{error}");
+}
+
+#[test]
+fn what_is_not_committed_is_removed() {
+    let scratch = Scratch::new();
+    let from = scratch.dir("from");
+    fill(&from);
+    let (new, there) = (scratch.0.join("new"), scratch.dir("there"));
+    let mut pair = Pair::new(vec![root(&from), root(&from)], vec![root(&new), root(&there)]);
+    pair.round(Stage::Live, &[]);
+    assert!(new.join("a").exists() && there.join("a").exists());
+    drop(pair);
+    assert!(!new.exists());
+    assert_eq!(fs::read_dir(&there).unwrap().count(), 0);
+    fs::write(there.join("other"), "").unwrap();
+    assert!(matches!(Target::create(vec![root(&there)]), Err(Error::NotEmpty { .. })));
+    assert!(there.join("other").exists());
+}
+
+#[test]
+fn layers_are_the_same_if_their_digests_are() {
+    let scratch = Scratch::new();
+    let (one, two) = (scratch.dir("one"), scratch.dir("two"));
+    fill(&one);
+    // Made in another order, so with other inode numbers.
+    let mut pair = Pair::new(vec![root(&one)], vec![root(&two.join("copy"))]);
+    pair.round(Stage::Last, &[]);
+    pair.finish();
+    let two = two.join("copy");
+    set_time(&two.join("a"), 99, 9);
+    assert_eq!(digest_of(&one).unwrap(), digest_of(&two).unwrap());
+    for change in [
+        (|dir| fs::write(dir.join("empty"), "x")) as fn(&Path) -> io::Result<()>,
+        |dir| fs::rename(dir.join("empty"), dir.join("full")),
+        |dir| lchown(dir.join("link"), Some(1), None),
+        |dir| xattr::remove(dir.join("a"), "trusted.overlay.opaque"),
+    ] {
+        let before = digest_of(&two).unwrap();
+        change(&two).unwrap();
+        assert_ne!(digest_of(&two).unwrap(), before);
+    }
+}
+
+/// Whatever comes, nothing outside is touched, and what is wrong is refused.
+#[test]
+fn a_source_is_not_believed() {
+    let scratch = Scratch::new();
+    let outside = scratch.dir("outside");
+    fs::write(outside.join("file"), "as it was").unwrap();
+    let made = || {
+        let mut target = Target::create(vec![root(&scratch.0.join("to"))]).unwrap();
+        let create = |id, kind, link: &str| Op::Create(Create { id, kind, rdev: 0, target: link.into() });
+        let link = |dir, name: &str, id| Op::Link(Link { dir, name: name.into(), id });
+        let up = outside.to_str().unwrap();
+        for op in [
+            create(1, libc::S_IFDIR, ""),
+            create(2, libc::S_IFREG, ""),
+            create(3, libc::S_IFLNK, up),
+            create(4, libc::S_IFDIR, ""),
+            create(5, libc::S_IFREG, ""),
+            Op::Resize(Resize { id: 2, size: 10 }),
+            link(0, "dir", 1),
+            link(1, "file", 2),
+            link(0, "link", 3),
+            link(1, "below", 4),
+        ] {
+            target.apply(Message::new(0, op)).unwrap();
+        }
+        target
+    };
+    let create = |id| Op::Create(Create { id, kind: libc::S_IFREG, ..Create::default() });
+    let link = |dir, name: &str, id| Op::Link(Link { dir, name: name.into(), id });
+    let unlink = |dir, name: &str, id| Op::Unlink(Unlink { dir, name: name.into(), id });
+    let block =
+        |id, index, offset, len| Op::Block(Block { id, index, pieces: vec![Piece { offset, bytes: vec![1; len] }] });
+    let meta = |id| Op::Meta(Meta { id, ..Meta::default() });
+    for op in [
+        // Numbers that are not there, or are already, or are the root's.
+        create(2),
+        create(0),
+        link(9, "x", 2),
+        link(0, "x", 9),
+        link(0, "x", 0),
+        unlink(0, "x", 2),
+        unlink(1, "file", 1),
+        Op::Forget(Forget { id: 9 }),
+        Op::Forget(Forget { id: 0 }),
+        Op::Resize(Resize { id: 9, size: 1 }),
+        block(9, 0, 0, 1),
+        meta(9),
+        // What is not a directory has no names in it; what is not a file has no content.
+        link(2, "x", 5),
+        link(3, "file", 5),
+        unlink(3, "file", 5),
+        Op::Resize(Resize { id: 3, size: 1 }),
+        Op::Resize(Resize { id: 1, size: 1 }),
+        block(3, 0, 0, 1),
+        // Behind the end.
+        block(2, 1, 0, 1),
+        block(2, 0, 0, 11),
+        block(2, 0, 10, 1),
+        // A name twice; a directory twice.
+        link(1, "file", 5),
+        link(0, "x", 1),
+        // What is in use, or full.
+        Op::Forget(Forget { id: 2 }),
+    ] {
+        let text = format!("{op:?}");
+        let error = made().apply(Message::new(0, op)).expect_err(&text);
+        assert!(matches!(error, Error::Hostile { .. } | Error::Io { .. }), "{text}: {error}");
+    }
+    assert!(made().apply(Message::new(1, create(9))).is_err());
+    assert!(made().finish().is_err());
+
+    // A directory below itself.
+    let mut target = made();
+    target.apply(Message::new(0, unlink(0, "dir", 1))).unwrap();
+    assert!(target.apply(Message::new(0, link(4, "x", 1))).is_err());
+    assert!(target.apply(Message::new(0, Op::Forget(Forget { id: 1 }))).is_err());
+    drop(target);
+
+    // An end with another digest; without attributes.
+    let mut target = made();
+    let end = |digest: Vec<u8>| Message::new(0, Op::End(End { last: true, digest }));
+    assert!(matches!(target.apply(end(vec![0; 32])), Err(Error::Hostile { .. })));
+    (0..6).for_each(|id| target.apply(Message::new(0, meta(id))).unwrap());
+    target.apply(Message::new(0, Op::Forget(Forget { id: 5 }))).unwrap();
+    assert!(matches!(target.apply(end(vec![0; 32])), Err(Error::Digest { .. })));
+    drop(target);
+
+    assert_eq!(fs::read(outside.join("file")).unwrap(), b"as it was");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+    assert!(!scratch.0.join("to").exists());
+}
+
+/// Messages in any order with any numbers: an error, or a tree in its place.
+#[test]
+fn random_messages_stay_in_their_place() {
+    let scratch = Scratch::new();
+    let outside = scratch.dir("outside");
+    fs::write(outside.join("file"), "as it was").unwrap();
+    let before = facts(&outside);
+    let mut random = Random(7);
+    let mut applied = 0;
+    for _ in 0..300 {
+        let mut target = Target::create(vec![root(&scratch.0.join("to"))]).unwrap();
+        for _ in 0..60 {
+            let (id, dir) = (random.below(7) as u64, random.below(7) as u64);
+            let name = ["a", "b", "file"][random.below(3)].as_bytes().to_vec();
+            let kinds = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK, libc::S_IFIFO];
+            let kind = kinds[random.below(4)];
+            let link = if kind == libc::S_IFLNK { outside.to_str().unwrap().into() } else { vec![] };
+            let pieces = vec![Piece { offset: random.below(9) as u32, bytes: vec![1; 1 + random.below(9)] }];
+            let op = match random.below(8) {
+                0 | 1 => Op::Create(Create { id, kind, rdev: 0, target: link }),
+                2 => Op::Resize(Resize { id, size: random.below(300_000) as u64 }),
+                3 => Op::Block(Block { id, index: random.below(3) as u64, pieces }),
+                4 => Op::Meta(Meta { id, mode: 0o777, uid: 5, ..Meta::default() }),
+                5 => Op::Unlink(Unlink { dir, name, id }),
+                6 => Op::Link(Link { dir, name, id }),
+                _ => Op::Forget(Forget { id }),
+            };
+            applied += usize::from(target.apply(Message::new(0, op)).is_ok());
+        }
+    }
+    assert!(applied > 1000, "{applied}");
+    assert_eq!(facts(&outside), before);
+    assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1);
 }
 
 /// An overlay that is mounted at `merged`.

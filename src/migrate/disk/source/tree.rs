@@ -490,8 +490,7 @@ impl Tree {
         let changed = changed.iter().filter(|(is, _, _, was)| is != was);
         for (_, dir, name, was) in changed.clone() {
             if let Some(id) = *was {
-                out.ledger.unlink((self.index, *dir), name, id);
-                out.put(Op::Unlink(Unlink { dir: *dir, name: name.as_bytes().to_vec() }))?;
+                out.put(Op::Unlink(Unlink { dir: *dir, name: name.as_bytes().to_vec(), id }))?;
             }
         }
         let meta = std::mem::take(&mut self.changed_meta);
@@ -499,26 +498,21 @@ impl Tree {
         for &id in meta.union(&content) {
             let node = self.nodes.get_mut(&id).expect("what is gone was taken out");
             if !std::mem::replace(&mut node.told, true) {
-                out.ledger.create(self.index, &node.file);
                 out.put(Op::Create(node.file.clone()))?;
             }
             let written = content.contains(&id) && self.content(id, now, out)?;
             if written || meta.contains(&id) {
-                let meta = self.nodes[&id].meta.clone();
-                out.ledger.meta(self.index, &meta);
-                out.put(Op::Meta(meta))?;
+                out.put(Op::Meta(self.nodes[&id].meta.clone()))?;
             }
             // What the kernel keeps for us is not much.
             watches.as_mut().map_or(Ok(()), Watches::collect).map_err(|source| Error::Watch { source })?;
         }
         for (is, dir, name, _) in changed {
             if let Some(id) = *is {
-                out.ledger.link((self.index, *dir), name, id);
                 out.put(Op::Link(Link { dir: *dir, name: name.as_bytes().to_vec(), id }))?;
             }
         }
         for id in std::mem::take(&mut self.forgotten) {
-            out.ledger.forget((self.index, id));
             out.put(Op::Forget(Forget { id }))?;
         }
         Ok(())
@@ -540,7 +534,6 @@ impl Tree {
         if node.size != size {
             node.size = size;
             node.blocks.split_off(&size.div_ceil(BLOCK));
-            out.ledger.resize((self.index, id), size);
             out.put(Op::Resize(Resize { id, size }))?;
             written = true;
         }
@@ -549,11 +542,9 @@ impl Tree {
             written = true;
             if !has_data {
                 blocks.remove(&index);
-                out.ledger.block((self.index, id), index, None);
                 return out.put(Op::Block(Block { id, index, pieces: Vec::new() }));
             }
             blocks.insert(index, reader.fingerprint(self.seed));
-            out.ledger.block((self.index, id), index, Some(reader.bytes()));
             out.round.sent += reader.bytes().len() as u64;
             out.put(Op::Block(reader.message(id)))
         };
