@@ -85,12 +85,19 @@ pub struct Source {
 struct Out<'a> {
     emit: &'a mut dyn FnMut(Message) -> io::Result<()>,
     ledger: &'a mut Ledger,
+    watches: &'a mut Option<Watches>,
     root: u32,
     round: &'a mut Round,
 }
 
+fn collect(watches: &mut Option<Watches>) -> Result<()> {
+    watches.as_mut().map_or(Ok(()), Watches::collect).map_err(|source| Error::Watch { source })
+}
+
 impl Out<'_> {
     fn put(&mut self, op: Op) -> Result<()> {
+        // The kernel keeps notes for us, but not many.
+        collect(self.watches)?;
         self.round.messages += 1;
         self.ledger.apply(self.root, &op);
         (self.emit)(Message::new(self.root, op)).map_err(|source| Error::Emit { source })
@@ -118,7 +125,7 @@ impl Source {
     /// Takes over what the kernel has to tell: it keeps fs.inotify.max_queued_events, and if there are more the next round
     /// looks at everything. To be called now and then between rounds.
     pub fn drain(&mut self) -> Result<()> {
-        self.watches.as_mut().map_or(Ok(()), Watches::collect).map_err(|source| Error::Watch { source })
+        collect(&mut self.watches)
     }
 
     /// Sends what has changed since the last round; the first: everything. `busy` was found out less than a second ago.
@@ -151,13 +158,13 @@ impl Source {
         let mut round = Round { scanned: all, ..Round::default() };
         for tree in &mut self.trees {
             tree.look(now, &mut self.watches, &mut round)?;
-            let (ledger, root) = (&mut self.ledger, tree.index);
-            let mut out = Out { emit: &mut *emit, ledger, root, round: &mut round };
-            tree.tell(now, &mut self.watches, &mut out)?;
+            let (ledger, watches, root) = (&mut self.ledger, &mut self.watches, tree.index);
+            tree.tell(now, &mut Out { emit: &mut *emit, ledger, watches, root, round: &mut round })?;
         }
         let digest = self.ledger.digest().to_vec();
         let end = Op::End(End { last: stage == Stage::Last, digest });
-        Out { emit, ledger: &mut self.ledger, root: 0, round: &mut round }.put(end)?;
+        let (ledger, watches) = (&mut self.ledger, &mut self.watches);
+        Out { emit, ledger, watches, root: 0, round: &mut round }.put(end)?;
         round.took = started.elapsed();
         Ok(round)
     }

@@ -327,6 +327,34 @@ fn open_files_are_looked_at_when_they_are_named() {
     assert_same(&volume, &to_volume, "");
 }
 
+/// More happens than the kernel keeps notes of.
+#[test]
+fn what_was_missed_is_found() {
+    let scratch = Scratch::new();
+    let (from, to) = (scratch.dir("from"), scratch.dir("to"));
+    fill(&from);
+    let mut pair = Pair::new(vec![root(&from)], vec![root(&to)]);
+    pair.round(Stage::Live, &[]);
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse::<u32>().unwrap();
+    let files = ["plain", "empty"].map(|name| OpenOptions::new().write(true).open(from.join(name)).unwrap());
+    let write = |n: u32| files[n as usize % 2].write_all_at(&n.to_le_bytes(), 0).unwrap();
+    (0..limit + 10).for_each(write);
+    fs::create_dir(from.join("unseen")).unwrap();
+    fs::rename(from.join("a"), from.join("unseen/a")).unwrap();
+    assert!(pair.round(Stage::Live, &[]).scanned);
+    // With somebody to take them, they are kept.
+    for n in 0..limit + 10 {
+        write(n);
+        if n % 1000 == 0 {
+            pair.source.drain().unwrap();
+        }
+    }
+    let round = pair.round(Stage::Last, &[]);
+    assert!(!round.scanned && round.looked < 10, "{round:?}");
+    pair.finish();
+    assert_same(&from, &to, "");
+}
+
 #[test]
 fn what_changes_in_the_last_round_is_an_error() {
     let scratch = Scratch::new();
@@ -607,7 +635,8 @@ fn mutate(dir: &Path, random: &mut Random) {
     }
     let name = ["a", "b", "c", "d", "e", "f", "g"][random.below(7)];
     let new = random.of(&dirs).unwrap().join(name);
-    let files: Vec<_> = others.iter().filter(|path| fs::symlink_metadata(path).unwrap().is_file()).cloned().collect();
+    let files: Vec<_> =
+        others.iter().filter(|path| fs::symlink_metadata(path).is_ok_and(|m| m.is_file())).cloned().collect();
     let any: Vec<_> = dirs[1..].iter().chain(&others).cloned().collect();
     let size = [0, 10, 5000, 300_000][random.below(4)];
     let write = |path: &Path, random: &mut Random| {
@@ -638,8 +667,8 @@ fn mutate(dir: &Path, random: &mut Random) {
         }),
         13 => random.of(&any).map_or(Ok(()), |path| lchown(path, Some(random.below(9) as u32), None)),
         14 => random.of(&any).map_or(Ok(()), |path| {
-            set_time(path, random.below(1 << 30) as i64, random.below(1_000_000_000) as i64);
-            Ok(())
+            let at = TimeSpec::new(random.below(1 << 30) as i64, random.below(1_000_000_000) as i64);
+            Ok(utimensat(AT_FDCWD, path, &at, &at, UtimensatFlags::NoFollowSymlink)?)
         }),
         _ => random.of(&any).map_or(Ok(()), |path| {
             let name = ["trusted.a", "trusted.b"][random.below(2)];
@@ -652,23 +681,31 @@ fn mutate(dir: &Path, random: &mut Random) {
     };
 }
 
-/// Any changes between rounds and during them, seen by notes or by looking at everything.
+/// Any changes between rounds and during them: seen by looking at everything, by notes, and by notes of what is done to an overlay.
 #[test]
 fn random_changes_follow() {
     for seed in 0..12 {
         let scratch = Scratch::new();
         let (from, to) = (scratch.dir("from"), scratch.dir("to"));
         let mut random = Random(seed);
-        (0..60).for_each(|_| mutate(&from, &mut random));
-        let mut source = if seed % 3 == 0 { Source::open_still } else { Source::open }(vec![root(&from)]).unwrap();
+        let mut view = None;
+        if seed % 3 == 2 {
+            let lower = scratch.dir("lower");
+            (0..60).for_each(|_| mutate(&lower, &mut random));
+            view = Some(overlay(&scratch, &lower, &from));
+        }
+        let place = view.clone().unwrap_or(from.clone());
+        (0..60).for_each(|_| mutate(&place, &mut random));
+        let open = if seed % 3 == 0 { Source::open_still } else { Source::open };
+        let mut source = open(vec![Root { view, ..root(&from) }]).unwrap();
         let mut target = Target::create(vec![root(&to)]).unwrap();
         for round in 0..12 {
-            (0..random.below(40)).for_each(|_| mutate(&from, &mut random));
+            (0..random.below(40)).for_each(|_| mutate(&place, &mut random));
             let stage = if round % 3 == 2 { Stage::Last } else { Stage::Live };
             let mut emit = |mut message: Message| {
                 // While the round is under way.
                 if stage == Stage::Live && random.below(8) == 0 {
-                    mutate(&from, &mut random);
+                    mutate(&place, &mut random);
                 }
                 // There will be more, here.
                 if let Some(Op::End(end)) = &mut message.op {

@@ -391,6 +391,10 @@ impl Tree {
         };
         let node = self.nodes.get_mut(&id).expect("is known");
         if !node.told || node.meta != meta {
+            // An overlay that has copied the content of a file after its attributes says so in one of them.
+            if node.is(libc::S_IFREG) && node.meta.xattrs != meta.xattrs {
+                self.changed_content.insert(id);
+            }
             node.meta = meta;
             self.changed_meta.insert(id);
         }
@@ -483,7 +487,7 @@ impl Tree {
     // --- telling ---
 
     /// Sends all that was found.
-    pub fn tell(&mut self, now: Now, watches: &mut Option<Watches>, out: &mut Out<'_>) -> Result<()> {
+    pub fn tell(&mut self, now: Now, out: &mut Out<'_>) -> Result<()> {
         let entries = std::mem::take(&mut self.entries);
         let changed: Vec<_> =
             entries.into_iter().map(|((dir, name), was)| (self.entry(dir, &name), dir, name, was)).collect();
@@ -504,8 +508,6 @@ impl Tree {
             if written || meta.contains(&id) {
                 out.put(Op::Meta(self.nodes[&id].meta.clone()))?;
             }
-            // What the kernel keeps for us is not much.
-            watches.as_mut().map_or(Ok(()), Watches::collect).map_err(|source| Error::Watch { source })?;
         }
         for (is, dir, name, _) in changed {
             if let Some(id) = *is {
