@@ -1,6 +1,8 @@
 //! Where a root file system has its changes: what Docker, containerd and Podman mount is an overlay.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
@@ -64,6 +66,29 @@ fn of(rootfs: &Path, mounts: &[Mount]) -> Result<Layout> {
     })
 }
 
+/// What is to be copied: files, and bytes on the disk. Of what runs it is an estimate; files with several names count for each.
+pub fn usage(root: &Path) -> Result<(u64, u64)> {
+    let (mut files, mut bytes) = (0, 0);
+    let mut todo = vec![root.to_owned()];
+    while let Some(dir) = todo.pop() {
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            // Removed since.
+            Err(e) if e.kind() == ErrorKind::NotFound && dir != root => continue,
+            Err(e) => return Err(Error::io("list", dir)(e)),
+        };
+        for entry in entries.flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            files += 1;
+            bytes += meta.blocks() * 512;
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    Ok((files, bytes))
+}
+
 /// A list with colons between, which a backslash takes their meaning from. Two colons set layers apart that have data alone.
 fn split(list: &str) -> Vec<String> {
     let mut all = vec![String::new()];
@@ -97,6 +122,19 @@ mod tests {
             fs_type: fs_type.into(),
             of_fs: of_fs.into(),
         }
+    }
+
+    #[test]
+    fn usage_is_counted() {
+        let dir = std::env::temp_dir().join(format!("lmrun-usage-{}", std::process::id()));
+        fs::create_dir_all(dir.join("a/b")).unwrap();
+        fs::write(dir.join("a/b/file"), vec![1; 100_000]).unwrap();
+        fs::File::create(dir.join("hole")).unwrap().set_len(1 << 30).unwrap();
+        let (files, bytes) = usage(&dir).unwrap();
+        assert_eq!(files, 4);
+        assert!((100_000..1 << 20).contains(&bytes), "{bytes}");
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(usage(&dir).is_err());
     }
 
     #[test]

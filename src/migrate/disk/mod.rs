@@ -12,6 +12,8 @@
 //! * Of a file, blocks are compared by fingerprints that the source keeps; only those that differ are sent.
 //! * Everything that stat(2) and listxattr(2) tell is kept but access and change times: whiteouts and opaque directories of an
 //!   overlay, ACLs and file capabilities, hard links, holes, device nodes, owners. Inode flags (chattr(1)) are not.
+//! * [`Busy`] files are listed for every round, the first too: one that was mapped then may have been unmapped since.
+//! * An overlay is not mounted on what is being built before the last round: the kernel remembers names that it has looked up.
 //! * The destination builds below a directory of its own and removes it again unless it is told to [commit](Target::commit).
 //!
 //! The modules: [`message`] what goes over the wire, [`digest`] how both sides know that they have the same,
@@ -31,7 +33,7 @@ mod watch;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use layout::{Layout, layout};
+pub use layout::{Layout, layout, usage};
 pub use message::{LIMIT, Malformed, Message};
 pub use shared::Probe;
 pub use source::{Busy, Round, Source, Stage, digest_of};
