@@ -1,8 +1,7 @@
 //! The birth of a container's init: one clone3(2), and no waiting for cgroups.
 //!
-//! libcontainer by itself forks twice and looks up and moves each process in every hierarchy anew. It does so still for a
-//! container with a user namespace, which takes a process between; what init does from there on is libcontainer's in
-//! either case.
+//! libcontainer by itself forks twice and looks up and moves each process in every hierarchy anew; what init does from its
+//! root's mounts on is libcontainer's. With a user namespace there is one process between: [`porter`].
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -10,31 +9,31 @@ use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
+use caps::Capability;
 use libcontainer::container::State;
 use libcontainer::hooks::run_hooks;
 use libcontainer::process::args::ContainerArgs;
 use libcontainer::process::channel::{self, ChannelError, InitReceiver, MainSender};
 use libcontainer::process::container_main_process::ProcessError;
 use libcontainer::process::init::container_init_process;
+use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
+use nix::unistd::setgroups;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::bundle::namespace;
 use super::cgroup::{Birthplace, Cgroup};
 use super::create::why;
 use super::mounts::Mounts;
+use super::porter::{self, Asking};
 use super::process::note_pid_outside;
+use super::users::{self, Users};
 use super::{Error, Result, chain};
 use crate::sys::{fork, netns};
 
-const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
-
-/// Whether a container with this spec is born here and not by libcontainer.
-pub(super) fn is_direct(spec: &Spec) -> bool {
-    namespace(spec, LinuxNamespaceType::User).is_none()
-}
+pub(super) const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
 
 /// Forks init, into its cgroup and namespaces, and runs the hooks of create. Init waits for `start` when this
 /// returns.
@@ -44,22 +43,31 @@ pub(super) fn is_direct(spec: &Spec) -> bool {
 pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Mounts>, cgroup: &Cgroup) -> Result<i32> {
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let birthplace = cgroup.make(resources)?;
-    let outside = Outside::leave(&args.spec)?;
-    let (spec, namespaces) = without_namespaces(&args.spec, mounts.is_some());
-    args.spec = Rc::new(spec);
+    let users = Users::of(&args.spec)?;
+    // Without the right to enter init's mount namespace, which only init has then.
+    let opens = users.is_some() && users::may(Capability::CAP_SYS_ADMIN);
+    let (spec, namespaces) = without_namespaces(&args.spec, mounts.is_some(), users.is_some());
+    let whole = std::mem::replace(&mut args.spec, Rc::new(spec));
 
     let (mut to_main, mut from_init) = channel::main_channel().map_err(channel_error)?;
     let (mut to_init, mut from_main) = channel::init_channel().map_err(channel_error)?;
-    let init = || {
-        let Err(why) = be_born(&mut args, &birthplace, &namespaces, mounts.as_ref())
-            .and_then(|()| become_init(&args, &mut to_main, &mut from_main));
+    let mut init = |asking: Option<Asking>| {
+        let birthplace = users.is_none().then_some(&birthplace);
+        let asking_main = asking.as_ref().filter(|_| opens);
+        let born = be_born(&mut args, birthplace, &namespaces, mounts.as_ref(), asking_main);
+        drop(asking);
+        let Err(why) = born.and_then(|()| become_init(&args, &mut to_main, &mut from_main));
         let _ = to_main.exec_failed(why);
         255
     };
-    let pid = fork::child_in(outside.namespaces, birthplace.unified.as_ref().map(AsFd::as_fd), init)
-        .map_err(|e| Error::Init(format!("fork: {e}")))?
-        .as_raw();
-    drop(outside);
+    let pid = match &users {
+        Some(users) => porter::fork_init(users, &whole, &birthplace, mounts.as_ref(), |asking| init(Some(asking)))?,
+        None => {
+            let outside = Outside::leave(&whole)?;
+            let pid = fork::child_in(outside.namespaces, birthplace.unified.as_ref().map(AsFd::as_fd), || init(None));
+            pid.map_err(|e| Error::Init(format!("fork: {e}")))?.as_raw()
+        }
+    };
     for closed in [to_main.close(), from_main.close()] {
         closed.map_err(channel_error)?;
     }
@@ -82,12 +90,14 @@ fn channel_error(error: ChannelError) -> Error {
     why(&ProcessError::Channel(error))
 }
 
-/// Init's side, up to where libcontainer takes over.
+/// Init's side, up to where libcontainer takes over. `cgroup`: what is still to be entered; `asking`: who opens what is to be
+/// bound, if not init itself.
 fn be_born(
     args: &mut ContainerArgs,
-    cgroup: &Birthplace,
+    cgroup: Option<&Birthplace>,
     namespaces: &[LinuxNamespace],
     mounts: Option<&Mounts>,
+    asking: Option<&Asking>,
 ) -> std::result::Result<(), String> {
     let _ = prctl::set_name(c"lmrun:init");
     note_pid_outside();
@@ -95,22 +105,27 @@ fn be_born(
     if let Some(container) = &mut args.container {
         container.state.pid = Some(std::process::id().cast_signed());
     }
-    cgroup.enter_version1().map_err(|e| format!("enter the cgroups: {e}"))?;
+    match setgroups(&[]) {
+        Err(Errno::EPERM) => {} // without the right to it, which then the program has not either
+        left => left.map_err(|e| format!("leave all groups: {e}"))?,
+    }
+    if let Some(cgroup) = cgroup {
+        cgroup.enter_version1().map_err(|e| format!("enter the cgroups: {e}"))?;
+    }
     namespaces.iter().try_for_each(enter)?;
     if let Some(mounts) = mounts {
         unshare(CloneFlags::CLONE_NEWNS).map_err(|e| format!("make a mount namespace: {e}"))?;
-        mounts.make()?;
+        match asking {
+            None => mounts.make(&|number| mounts.open(number))?,
+            Some(asking) => mounts.make(&|number| asking.open(number))?,
+        }
     }
     Ok(())
 }
 
 /// Makes or joins one of [`TAKEN`].
 fn enter(namespace: &LinuxNamespace) -> std::result::Result<(), String> {
-    let kind = match namespace.typ() {
-        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
-        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
-        _ => CloneFlags::CLONE_NEWCGROUP,
-    };
+    let kind = flag(namespace.typ());
     let entered = match namespace.path() {
         Some(path) => File::open(path).and_then(|file| setns(file, kind).map_err(io::Error::from)),
         None => unshare(kind).map_err(io::Error::from),
@@ -120,6 +135,20 @@ fn enter(namespace: &LinuxNamespace) -> std::result::Result<(), String> {
         return netns::raise_own_loopback().map_err(|e| format!("raise the loopback interface: {e}"));
     }
     Ok(())
+}
+
+/// CLONE_NEW* of a kind.
+pub(super) fn flag(kind: LinuxNamespaceType) -> CloneFlags {
+    match kind {
+        LinuxNamespaceType::Mount => CloneFlags::CLONE_NEWNS,
+        LinuxNamespaceType::Cgroup => CloneFlags::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Uts => CloneFlags::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => CloneFlags::CLONE_NEWIPC,
+        LinuxNamespaceType::User => CloneFlags::CLONE_NEWUSER,
+        LinuxNamespaceType::Pid => CloneFlags::CLONE_NEWPID,
+        LinuxNamespaceType::Network => CloneFlags::CLONE_NEWNET,
+        LinuxNamespaceType::Time => CLONE_NEWTIME,
+    }
 }
 
 /// Comes back only when something went wrong.
@@ -192,7 +221,7 @@ impl Drop for Outside {
 }
 
 /// time_namespaces(7): taken only before the namespace has its first process.
-fn write_offsets(spec: &Spec) -> Result<()> {
+pub(super) fn write_offsets(spec: &Spec) -> Result<()> {
     let offsets = spec.linux().as_ref().and_then(|linux| linux.time_offsets().as_ref());
     let lines = offsets
         .into_iter()
@@ -208,8 +237,9 @@ const TAKEN: [LinuxNamespaceType; 3] =
     [LinuxNamespaceType::Network, LinuxNamespaceType::Ipc, LinuxNamespaceType::Cgroup];
 
 /// The spec for an init that is in these namespaces already, and their entries. A mount namespace that it is in stays,
-/// as one to join: libcontainer changes the root only where there is one, and another new one would take a copy.
-fn without_namespaces(spec: &Spec, in_mounts: bool) -> (Spec, Vec<LinuxNamespace>) {
+/// as one to join: libcontainer changes the root only where there is one, and another new one would take a copy. What is
+/// joined is the [`porter`]'s affair where there is one.
+fn without_namespaces(spec: &Spec, in_mounts: bool, porter: bool) -> (Spec, Vec<LinuxNamespace>) {
     let mut spec = spec.clone();
     let mut taken = Vec::new();
     if let Some(namespaces) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) {
@@ -217,9 +247,10 @@ fn without_namespaces(spec: &Spec, in_mounts: bool) -> (Spec, Vec<LinuxNamespace
             mount.set_path(Some("/proc/self/ns/mnt".into()));
         }
         namespaces.retain(|namespace| {
+            let joined = porter && namespace.path().is_some();
             let take = TAKEN.contains(&namespace.typ());
-            taken.extend(take.then(|| namespace.clone()));
-            !take
+            taken.extend((take && !joined).then(|| namespace.clone()));
+            !(take || joined && namespace.typ() == LinuxNamespaceType::Uts)
         });
     }
     (spec, taken)

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use caps::{CapSet, CapsHashSet};
 use libcontainer::capabilities::CapabilityExt;
-use libcontainer::utils::{validate_mount_options, validate_spec_for_net_devices, validate_spec_for_new_user_ns};
+use libcontainer::utils::{validate_mount_options, validate_spec_for_net_devices};
 use libcontainer::validator::Validator;
+use nix::unistd::geteuid;
 use oci_spec::runtime::{
     Capability, Linux, LinuxCapabilities, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxTimeOffset,
     Process, Spec, UserBuilder,
@@ -262,7 +263,10 @@ fn check(spec: &Spec) -> Result<()> {
     if let Some(mounts) = spec.mounts() {
         validate_mount_options(mounts).map_err(|e| config(&e))?;
     }
-    validate_spec_for_new_user_ns(spec, &*syscall).map_err(|e| config(&e))?;
+    if !geteuid().is_root() && namespace(spec, LinuxNamespaceType::User).is_none() {
+        let what = "a container of an unprivileged user takes a user namespace (`lmrun spec --rootless` writes one)";
+        return Err(Error::Config(what.into()));
+    }
     validate_spec_for_net_devices(spec, &*syscall).map_err(|e| config(&e))?;
     Persona::of(spec)?;
     selinux::process_label(spec)?;

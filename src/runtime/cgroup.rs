@@ -1,5 +1,5 @@
 //! The container's cgroup, in every hierarchy that is mounted: where it is, who is in it, how to
-//! stop, kill and remove it. libcgroups sets its limits only where libcontainer makes the container (see [`super::birth`]).
+//! stop, kill and remove it.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -71,30 +71,9 @@ impl Cgroup {
         below(mount, &self.path)
     }
 
-    /// How libcgroups is told.
+    /// What libcontainer wants to be told; it makes no cgroup here.
     pub fn config(&self, id: &str) -> CgroupConfig {
         CgroupConfig { cgroup_path: self.path.clone(), systemd_cgroup: false, container_name: id.to_owned() }
-    }
-
-    /// Moves the caller into the cgroup, in one hierarchy, so that what it forks is born there: whatever instant
-    /// it dies at, its children are found there, before libcgroups has put them anywhere. That is the unified
-    /// hierarchy where there is one, which libcgroups leaves out on hybrid hosts: its freezer is the better one.
-    /// The caller goes back when the value is dropped.
-    pub fn enter(&self) -> Result<Option<Visit>> {
-        let hierarchies = hierarchies()?;
-        let unified = hierarchies.iter().find(|h| h.unified);
-        let Some(chosen) = unified.or_else(|| hierarchies.iter().find(|h| h.mount.ends_with("freezer"))) else {
-            return Ok(None);
-        };
-        let memberships = fs::read_to_string("/proc/self/cgroup").map_err(|e| Error::io("/proc/self/cgroup", e))?;
-        let marker = if chosen.unified { "::/" } else { ":freezer:/" };
-        let home = memberships.lines().find_map(|line| Some(line.split_once(marker)?.1)).unwrap_or_default();
-        let home = chosen.mount.join(home);
-        let dir = below(&chosen.mount, &self.path);
-        fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-        let procs = dir.join("cgroup.procs");
-        fs::write(&procs, "0").map_err(|e| Error::io(&procs, e))?;
-        Ok(Some(Visit { home }))
     }
 
     /// Makes the cgroup in every hierarchy, with its limits.
@@ -140,14 +119,9 @@ impl Cgroup {
         })
     }
 
-    /// Restricts the use of devices where there is no version 1 controller for it (with which libcgroups
-    /// does it). The cgroup exists: the caller has [entered](Self::enter) it.
-    pub fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<()> {
-        let hierarchies = hierarchies()?;
-        if hierarchies.iter().any(|h| h.mount.ends_with("devices")) {
-            return Ok(());
-        }
-        let Some(unified) = hierarchies.iter().find(|h| h.unified) else {
+    /// Restricts the use of devices where there is no version 1 controller for it.
+    fn restrict_devices(&self, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+        let Some(unified) = hierarchies()?.iter().find(|h| h.unified) else {
             return Ok(());
         };
         let path = below(&unified.mount, &self.path);
@@ -272,20 +246,6 @@ impl Birthplace {
     /// for an RCU grace period (kernel/cgroup/cgroup.c, cgroup_procs_write_start), as any other move does.
     pub fn enter_version1(&self) -> io::Result<()> {
         self.version1.iter().try_for_each(|mut tasks| tasks.write_all(b"0"))
-    }
-}
-
-/// The caller is in the container's cgroup and goes home when this is dropped.
-#[derive(Debug)]
-pub struct Visit {
-    home: PathBuf,
-}
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(self.home.join("cgroup.procs"), "0") {
-            tracing::warn!(home = %self.home.display(), %error, "cannot leave the container's cgroup");
-        }
     }
 }
 

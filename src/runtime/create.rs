@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -14,19 +14,18 @@ use libcontainer::container::{Container as HookContainer, ContainerStatus};
 use libcontainer::notify_socket::NotifyListener;
 use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::channel::ChannelError;
-use libcontainer::process::container_main_process::{ProcessError, container_main_process};
+use libcontainer::process::container_main_process::ProcessError;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::tty::setup_console_socket;
-use libcontainer::user_ns::UserNamespaceConfig;
 use libcontainer::workload::Executor;
 use nix::fcntl::{OFlag, open};
 use nix::sys::prctl;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{geteuid, mkfifo};
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{Mount, Spec};
 
-use super::bundle::{Bundle, makes_namespace};
+use super::bundle::Bundle;
 use super::cgroup::Cgroup;
 use super::mounts::{Mounts, Propagation};
 use super::process::Process;
@@ -36,7 +35,6 @@ use super::state::{Locked, State, Status, Store, write_whole};
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
 use super::{Error, Result, birth, caller, chain, copyup, hooks, netdevices, passwd, restore, standby, streams};
-use crate::sys::netns;
 use crate::sys::proc;
 
 /// The name of libcontainer's socket on which init waits for `start`.
@@ -155,7 +153,6 @@ impl HalfMade {
         caller::check_descriptors(options.preserve_fds)?;
         let pidfd_socket = options.pidfd_socket.as_deref().map(caller::connect).transpose()?;
         self.state.no_new_keyring = options.no_new_keyring;
-        let makes_network = makes_namespace(&spec, LinuxNamespaceType::Network);
         let copied_up = copyup::take(&mut spec);
         let devices = netdevices::take(&mut spec);
         let cgroup = Cgroup::at(&self.state.cgroup);
@@ -167,8 +164,7 @@ impl HalfMade {
             NotifyListener::new(&dir.join(NOTIFY_SOCKET)).map_err(|e| Error::Libcontainer(chain(&e)))?;
         let own = OwnAttributes::lend(spec.process().as_ref().and_then(|process| process.oom_score_adj()))?;
         let executor = Propagation::before(executor, &spec);
-        let direct = birth::is_direct(&spec);
-        let mounts = if direct { Mounts::take(&mut spec, &self.state.bundle, &cgroup)? } else { None };
+        let mounts = Mounts::take(&mut spec, &self.state.bundle, &cgroup)?;
         if mounts.is_none() {
             refuse_mappings(&spec)?;
         }
@@ -181,7 +177,7 @@ impl HalfMade {
             preserve_fds: options.preserve_fds.cast_signed(),
             // The hooks of create come after step 2 of the lifecycle, behind which a container is `created`.
             container: Some(HookContainer { state: hooks::state(&self.state, ContainerStatus::Created), root: dir }),
-            user_ns_config: UserNamespaceConfig::new(&spec).map_err(|e| Error::Libcontainer(chain(&e)))?,
+            user_ns_config: None, // see `users`
             cgroup_config: cgroup.config(&self.state.id),
             detached: true,
             executor,
@@ -193,7 +189,7 @@ impl HalfMade {
             pid_file: None, // the library's is neither atomic nor checked
             spec: Rc::new(spec),
         };
-        let init = if direct { birth::give_birth(args, mounts, &cgroup) } else { by_libcontainer(&args, &cgroup) };
+        let init = birth::give_birth(args, mounts, &cgroup);
         drop(own);
         let pid = init?;
         self.state.init = Process::of(pid);
@@ -211,8 +207,7 @@ impl HalfMade {
             group.add(pid)?;
         }
         netdevices::give(&devices, pid)?;
-        copied_up.iter().try_for_each(|mount| copyup::copy(pid, &self.state.rootfs, mount))?;
-        if makes_network && !direct { raise_loopback(pid) } else { Ok(()) }
+        copied_up.iter().try_for_each(|mount| copyup::copy(pid, &self.state.rootfs, mount))
     }
 
     /// The container is made: saves its status and writes the pid file.
@@ -330,25 +325,10 @@ fn refuse_mappings(spec: &Spec) -> Result<()> {
     };
     spec.mounts().iter().flatten().find(mapped).map_or(Ok(()), |mount| {
         let place = mount.destination().display();
-        Err(Error::Config(format!("mount {place}: its ids cannot be mapped in a container with a user namespace")))
+        Err(Error::Config(format!(
+            "mount {place}: its ids cannot be mapped without a mount namespace of the container's own"
+        )))
     })
-}
-
-/// The whole of libcontainer's work.
-fn by_libcontainer(args: &ContainerArgs, cgroup: &Cgroup) -> Result<i32> {
-    let _visit = cgroup.enter()?;
-    let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    if let Some(rules) = resources.and_then(|resources| resources.devices().as_deref()) {
-        cgroup.restrict_devices(rules)?;
-    }
-    container_main_process(args).map(|pid| pid.as_raw()).map_err(|e| why(&e))
-}
-
-/// A container's own network namespace comes with its loopback interface up, as with every runtime.
-fn raise_loopback(init: i32) -> Result<()> {
-    let path = format!("/proc/{init}/ns/net");
-    let raised = File::open(&path).and_then(|netns| netns::raise_loopback(netns.as_fd()));
-    raised.map_err(|e| Error::io(path, e))
 }
 
 fn console_socket(dir: &Path, path: &Path) -> Result<OwnedFd> {

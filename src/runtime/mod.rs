@@ -27,6 +27,7 @@ mod mounts;
 mod netdevices;
 mod passwd;
 mod personality;
+mod porter;
 mod process;
 mod processes;
 mod puppet;
@@ -44,6 +45,7 @@ mod stats;
 mod streams;
 pub mod timestamp;
 mod update;
+mod users;
 mod workload;
 
 pub use checkpoint::{CheckpointOptions, checkpoint};

@@ -25,6 +25,9 @@ fn run(work: impl FnOnce() -> i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// CLONE_PARENT, for [`child_in`]: the child is its caller's sibling, and its caller's parent is told of its end.
+pub const SIBLING: u64 = 0x8000;
+
 /// include/uapi/linux/sched.h. (The C library's binding is too narrow for it.)
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -37,7 +40,8 @@ pub fn child_in(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, work: impl FnOn
     // SAFETY: plain numbers, of which zero is a good value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = namespaces;
-    args.exit_signal = libc::SIGCHLD as u64;
+    // Who is forked as a sibling gets its caller's, and clone3(2) wants none then.
+    args.exit_signal = if namespaces & SIBLING == 0 { libc::SIGCHLD as u64 } else { 0 };
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;

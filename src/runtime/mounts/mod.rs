@@ -1,7 +1,7 @@
 //! The mounts of config.json, made by descriptor on a root that nothing leads out of.
 //!
-//! libcontainer makes them where a container has a user namespace; it knows no propagation, no mapped ids and no
-//! read-only cgroups, and looks at procfs some thirty times for each mount.
+//! libcontainer, which could make them, knows no propagation, no mapped ids and no read-only cgroups, and looks at procfs some
+//! thirty times for each mount.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -80,6 +80,9 @@ enum Kind {
     Remount,
 }
 
+/// Opens the source of the bind mount with this number in the list, mounted nowhere yet.
+pub type Opener<'a> = &'a dyn Fn(usize) -> io::Result<OwnedFd>;
+
 /// An error with the mount that it is about.
 type Said<T> = std::result::Result<T, String>;
 
@@ -119,8 +122,19 @@ impl Mounts {
         }))
     }
 
+    /// What the bind mount with this number in the list is of, with its mapping of ids, mounted nowhere yet.
+    pub fn open(&self, number: usize) -> io::Result<OwnedFd> {
+        let Some(wanted @ Prepared { kind: Kind::Bind(recursion), source, .. }) = self.list.get(number) else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        let source = File::options().read(true).custom_flags(libc::O_PATH).open(source)?;
+        let made = kernel::copy(&source, *recursion == Recursion::Yes)?;
+        wanted.map_ids(&made)?;
+        Ok(made)
+    }
+
     /// Makes all mounts, in the caller's mount namespace, which is the container's own by now.
-    pub fn make(&self) -> Said<()> {
+    pub fn make(&self, opener: Opener<'_>) -> Said<()> {
         let none = None::<&str>;
         let mounting = |e: Errno| format!("prepare {}: {e}", self.rootfs.display());
         mount(none, "/", none, MsFlags::MS_REC | self.propagation, none).map_err(mounting)?;
@@ -130,8 +144,8 @@ impl Mounts {
         mount(none, &self.rootfs, none, hidden, none).map_err(mounting)?;
         let path = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(&self.rootfs);
         let root = Root(path.map_err(|e| format!("open {}: {e}", self.rootfs.display()))?);
-        for mount in &self.list {
-            self.make_one(&root, mount).map_err(|e| {
+        for (number, mount) in self.list.iter().enumerate() {
+            self.make_one(&root, mount, &|| opener(number)).map_err(|e| {
                 let (source, destination) = (mount.source.display(), mount.destination.display());
                 format!("error mounting {source:?} to rootfs at {destination:?}: {e}")
             })?;
@@ -146,7 +160,7 @@ impl Mounts {
         Ok(())
     }
 
-    fn make_one(&self, root: &Root, wanted: &Prepared) -> io::Result<()> {
+    fn make_one(&self, root: &Root, wanted: &Prepared, open: &dyn Fn() -> io::Result<OwnedFd>) -> io::Result<()> {
         let options = &wanted.options;
         let made = match &wanted.kind {
             Kind::Cgroup => return self.make_cgroups(root, wanted),
@@ -154,25 +168,15 @@ impl Mounts {
                 let at = root.place(&wanted.destination)?;
                 return kernel::set(&at, false, &options.own);
             }
-            Kind::Bind(recursion) => {
-                let source = File::options().read(true).custom_flags(libc::O_PATH).open(&wanted.source)?;
-                kernel::copy(&source, *recursion == Recursion::Yes)?
-            }
+            Kind::Bind(_) => open()?,
             Kind::New(kind) => {
                 let source = wanted.source.to_str().ok_or(ErrorKind::InvalidInput)?;
-                kernel::new(kind, source, &options.data)?
+                let made = kernel::new(kind, source, &options.data)?;
+                wanted.map_ids(&made)?;
+                made
             }
         };
-        if let (Some(mapping), Some(recursion)) = (&wanted.mapping, options.idmap.or(Some(Recursion::No))) {
-            let user_namespace = mapping.as_raw_fd() as u64;
-            let map = Attributes { set: kernel::IDMAP, user_namespace, ..Attributes::default() };
-            kernel::set(&made, recursion == Recursion::Yes, &map)?;
-        }
-        for (attributes, recursive) in [(&options.own, false), (&options.recursive, true)] {
-            if *attributes != Attributes::default() {
-                kernel::set(&made, recursive, attributes)?;
-            }
-        }
+        wanted.set_attributes(&made)?;
         if let Some(label) = &wanted.queue_label {
             xattr::set(format!("/proc/self/fd/{}", made.as_raw_fd()), "security.selinux", label.as_bytes())?;
         }
@@ -233,6 +237,26 @@ impl Mounts {
             }
         }
         kernel::set(&made, false, &wanted.options.own)
+    }
+}
+
+impl Prepared {
+    fn set_attributes(&self, made: &OwnedFd) -> io::Result<()> {
+        for (attributes, recursive) in [(&self.options.own, false), (&self.options.recursive, true)] {
+            if *attributes != Attributes::default() {
+                kernel::set(made, recursive, attributes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn map_ids(&self, made: &OwnedFd) -> io::Result<()> {
+        let Some(mapping) = &self.mapping else {
+            return Ok(());
+        };
+        let user_namespace = mapping.as_raw_fd() as u64;
+        let map = Attributes { set: kernel::IDMAP, user_namespace, ..Attributes::default() };
+        kernel::set(made, self.options.idmap == Some(Recursion::Yes), &map)
     }
 }
 
