@@ -70,7 +70,7 @@ struct Global {
     /// Log everything
     #[arg(long)]
     debug: bool,
-    /// Accepted: cgroups are made by lmrun itself, at the place that systemd would give them
+    /// Have systemd make the cgroups: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     systemd_cgroup: bool,
     /// Accepted for runc's sake
@@ -157,7 +157,7 @@ pub fn main() -> ExitCode {
     };
     match log::start(&cli.global).and_then(|()| {
         let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
-        cli.command.run(&Store::new(root))
+        cli.command.run(&Store::new(root).with_systemd(cli.global.systemd_cgroup))
     }) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {

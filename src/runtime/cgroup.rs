@@ -36,8 +36,7 @@ pub struct Hierarchy {
 }
 
 impl Cgroup {
-    /// The cgroup of container `id`: what config.json says, read from the root of each hierarchy, or
-    /// `/lmrun-<id>`. systemd's `slice:prefix:name` becomes the directory that systemd would use.
+    /// The cgroup of container `id`: what config.json says, read from the root of each hierarchy, or `/lmrun-<id>`.
     ///
     /// # Errors
     /// [`Error::CgroupPath`] for a path that is a hierarchy's root or leads out of it: lmrun kills and
@@ -45,10 +44,7 @@ impl Cgroup {
     pub fn of_container(configured: Option<&Path>, id: &str) -> Result<Self> {
         let path = match configured.filter(|p| !p.as_os_str().is_empty()) {
             None => PathBuf::from(format!("/lmrun-{id}")),
-            Some(path) => match path.to_str().map(|p| p.split(':').collect::<Vec<_>>()).as_deref() {
-                Some([slice, prefix, name]) => systemd_scope(slice, prefix, name),
-                _ => Path::new("/").join(path),
-            },
+            Some(path) => Path::new("/").join(path),
         };
         let named = path.components().filter(|c| matches!(c, Component::Normal(_))).count();
         if named == 0 || path.components().any(|c| c == Component::ParentDir) {
@@ -340,24 +336,6 @@ fn below(mount: &Path, path: &Path) -> PathBuf {
     mount.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// `system.slice` + `docker` + `ab12` is `/system.slice/docker-ab12.scope`; a slice `a-b.slice` lies
-/// inside `a.slice`. systemd.slice(5).
-fn systemd_scope(slice: &str, prefix: &str, name: &str) -> PathBuf {
-    let mut path = PathBuf::from("/");
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
-    let stem = slice.strip_suffix(".slice").unwrap_or(slice);
-    let mut parent = String::new();
-    for part in stem.split('-').filter(|part| !part.is_empty()) {
-        if !parent.is_empty() {
-            parent.push('-');
-        }
-        parent.push_str(part);
-        path.push(format!("{parent}.slice"));
-    }
-    path.push(if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") });
-    path
-}
-
 /// Enables the controllers of the root for all that is below it, down to `path`. Best effort: a limit that wants one
 /// which is not to be had fails by itself.
 fn hand_down_controllers(mount: &Path, path: &Path) {
@@ -440,8 +418,7 @@ mod tests {
         assert_eq!(Cgroup::of_container(None, "c1").unwrap().path(), Path::new("/lmrun-c1"));
         assert_eq!(path_of("/docker/c1").unwrap(), Path::new("/docker/c1"));
         assert_eq!(path_of("docker/c1").unwrap(), Path::new("/docker/c1"));
-        assert_eq!(path_of("system.slice:docker:ab").unwrap(), Path::new("/system.slice/docker-ab.scope"));
-        assert_eq!(path_of("a-b.slice:x:y").unwrap(), Path::new("/a.slice/a-b.slice/x-y.scope"));
+        assert_eq!(path_of("system.slice:docker:ab").unwrap(), Path::new("/system.slice:docker:ab"));
     }
 
     #[test]

@@ -32,9 +32,12 @@ use super::process::Process;
 use super::rdt::Group;
 use super::settings::Settings;
 use super::state::{Locked, State, Status, Store, write_whole};
+use super::systemd::Unit;
 use super::timestamp::rfc3339_nanos;
 use super::workload::Workload;
-use super::{Error, Result, birth, caller, chain, copyup, hooks, netdevices, passwd, restore, standby, streams};
+use super::{
+    Error, Result, birth, caller, chain, copyup, delete, hooks, netdevices, passwd, restore, standby, streams,
+};
 use crate::sys::proc;
 
 /// The name of libcontainer's socket on which init waits for `start`.
@@ -95,7 +98,13 @@ impl HalfMade {
     /// [`Error::CgroupInUse`]: what is in a container's cgroup is killed with it, so nobody else may be.
     pub fn begin(store: &Store, id: &str, bundle: &Bundle) -> Result<Self> {
         let rdt = Group::of(&bundle.spec, id)?;
-        let cgroup = Cgroup::of_container(bundle.linux()?.cgroups_path().as_deref(), id)?;
+        let configured = bundle.linux()?.cgroups_path().as_deref();
+        let (unit, cgroup) = if store.has_systemd() {
+            let (unit, path) = Unit::of_container(configured, id, &bundle.annotations())?;
+            (Some(unit), Cgroup::at(&path))
+        } else {
+            (None, Cgroup::of_container(configured, id)?)
+        };
         let uid = geteuid().as_raw();
         let state = State {
             oci_version: bundle.spec.version().clone(),
@@ -111,6 +120,7 @@ impl HalfMade {
             mounts: Vec::new(),
             creator: Process::own(),
             cgroup: cgroup.path().to_owned(),
+            unit,
             hooks: bundle.spec.hooks().clone(),
             restore: None,
             no_new_keyring: false,
@@ -189,8 +199,10 @@ impl HalfMade {
             pid_file: None, // the library's is neither atomic nor checked
             spec: Rc::new(spec),
         };
+        let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let kept = self.state.unit.as_ref().map(|unit| unit.start(&self.state.id, resources)).transpose()?;
         let init = birth::give_birth(args, mounts, &cgroup);
-        drop(own);
+        drop((own, kept));
         let pid = init?;
         self.state.init = Process::of(pid);
         if self.state.init.is_none() {
@@ -270,7 +282,7 @@ impl Drop for HalfMade {
         let Some(locked) = self.locked.take() else {
             return;
         };
-        if let Err(error) = Cgroup::at(&self.state.cgroup).destroy() {
+        if let Err(error) = delete::destroy_cgroup(&self.state) {
             tracing::warn!(%error, id = self.state.id, "cannot remove the cgroup of a container that could not be made");
         }
         if let Some(group) = &self.state.rdt {

@@ -63,12 +63,25 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
 /// Kills what still runs, runs the poststop hooks, removes cgroup and state.
 pub(super) fn remove(locked: Locked, state: &State) -> Result<()> {
     kill_init(state)?;
-    Cgroup::at(&state.cgroup).destroy()?;
+    destroy_cgroup(state)?;
     if let Some(group) = &state.rdt {
         group.remove();
     }
     hooks::poststop(state);
     locked.remove()
+}
+
+/// Kills all that is in the container's cgroup, and removes that.
+pub(super) fn destroy_cgroup(state: &State) -> Result<()> {
+    let cgroup = Cgroup::at(&state.cgroup);
+    if let Some(unit) = &state.unit {
+        cgroup.kill_all()?;
+        // systemd may have gone; the container goes all the same.
+        if let Err(error) = unit.stop() {
+            tracing::warn!(error = super::chain(&error), id = state.id, "cannot end the container's unit");
+        }
+    }
+    cgroup.destroy()
 }
 
 /// Kills init, which takes its pid namespace with it, and all in the cgroup.

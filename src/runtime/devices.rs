@@ -9,8 +9,8 @@ use crate::sys::bpf::Instruction;
 const OFFSET_ACCESS_AND_TYPE: i16 = 0;
 const OFFSET_MAJOR: i16 = 4;
 const OFFSET_MINOR: i16 = 8;
-const BLOCK: i32 = 1;
-const CHARACTER: i32 = 2;
+pub(super) const BLOCK: i32 = 1;
+pub(super) const CHARACTER: i32 = 2;
 const MKNOD: i32 = 1;
 const READ: i32 = 2;
 const WRITE: i32 = 4;
@@ -27,12 +27,25 @@ const SCRATCH: u8 = 6;
 
 /// One rule; None stands for all.
 #[derive(Clone, Copy, Debug)]
-struct Rule {
-    allow: bool,
-    kind: Option<i32>,
-    major: Option<i32>,
-    minor: Option<i32>,
+pub(super) struct Rule {
+    pub allow: bool,
+    pub kind: Option<i32>,
+    pub major: Option<i32>,
+    pub minor: Option<i32>,
     access: i32,
+}
+
+impl Rule {
+    /// What it is about: `r`, `w`, `m`.
+    pub fn letters(&self) -> String {
+        let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+        letters.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, letter)| letter).collect()
+    }
+}
+
+/// The rules of config.json with those that every container has.
+pub(super) fn rules(configured: &[LinuxDeviceCgroup]) -> Vec<Rule> {
+    configured.iter().map(rule).chain(ALWAYS).collect()
 }
 
 /// What every container may use, as under runc: making nodes (not opening them), and the devices that
@@ -56,8 +69,8 @@ const fn node(kind: i32, major: Option<i32>, minor: Option<i32>, access: i32) ->
 }
 
 /// The program for these rules, of which later ones outdo earlier ones.
-pub(super) fn program(rules: &[LinuxDeviceCgroup]) -> Vec<Instruction> {
-    let rules: Vec<Rule> = rules.iter().map(rule).chain(ALWAYS).collect();
+pub(super) fn program(configured: &[LinuxDeviceCgroup]) -> Vec<Instruction> {
+    let rules = rules(configured);
     let mut code = vec![
         load(TYPE, OFFSET_ACCESS_AND_TYPE),
         load(ACCESS, OFFSET_ACCESS_AND_TYPE),
@@ -79,7 +92,7 @@ pub(super) fn program(rules: &[LinuxDeviceCgroup]) -> Vec<Instruction> {
 }
 
 /// The same rules for version 1: each a line, to be allowed or denied, in their order. cgroup-v1/devices.rst.
-pub(super) fn version1(rules: &[LinuxDeviceCgroup]) -> Vec<(bool, String)> {
+pub(super) fn version1(configured: &[LinuxDeviceCgroup]) -> Vec<(bool, String)> {
     let number = |number: Option<i32>| number.map_or("*".to_owned(), |n| n.to_string());
     let line = |rule: Rule| {
         let kind = match rule.kind {
@@ -87,12 +100,9 @@ pub(super) fn version1(rules: &[LinuxDeviceCgroup]) -> Vec<(bool, String)> {
             Some(_) => 'c',
             None => 'a',
         };
-        let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
-        let access: String =
-            letters.iter().filter(|(bit, _)| rule.access & bit != 0).map(|(_, letter)| letter).collect();
-        (rule.allow, format!("{kind} {}:{} {access}", number(rule.major), number(rule.minor)))
+        (rule.allow, format!("{kind} {}:{} {}", number(rule.major), number(rule.minor), rule.letters()))
     };
-    rules.iter().map(rule).chain(ALWAYS).map(line).collect()
+    rules(configured).into_iter().map(line).collect()
 }
 
 /// Answers when the rule applies, else runs on. An allowing rule must cover all that is wanted, a denying one any of it.

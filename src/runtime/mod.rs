@@ -43,6 +43,7 @@ mod start;
 mod state;
 mod stats;
 mod streams;
+mod systemd;
 pub mod timestamp;
 mod update;
 mod users;
@@ -114,6 +115,8 @@ pub enum Error {
         #[source]
         errno: nix::Error,
     },
+    #[error("--systemd-cgroup: {0}")]
+    Systemd(#[from] systemd::BusError),
     #[error("seccomp: {0}")]
     Seccomp(String),
     #[error("capabilities: {0}")]

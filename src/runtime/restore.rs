@@ -62,7 +62,7 @@ pub fn restore(store: &Store, id: &str, options: &RestoreOptions) -> Result<i32>
     let images = absolute(&options.images)?;
     let work = made(options.work.as_deref().unwrap_or(&images))?;
     let tcp_established = options.tcp_established || settings.tcp_established;
-    let restored = (|| {
+    let restored: Result<_> = (|| {
         let plan = plan(&bundle, &images, &work, tcp_established)?;
         let mut signals = Foreground::prepare(options.attachment)?;
         let mut container = HalfMade::begin(store, id, &bundle)?;

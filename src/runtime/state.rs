@@ -19,6 +19,7 @@ use super::process::Process;
 use super::rdt::Group;
 use super::restore::Pending;
 use super::streams::Stream;
+use super::systemd::Unit;
 use super::{Error, Result};
 
 /// Where a container is in its life. `Paused` is never stored: the freezer knows.
@@ -72,6 +73,9 @@ pub struct State {
     pub creator: Process,
     /// Below the mount point of every cgroup hierarchy.
     pub cgroup: PathBuf,
+    /// What systemd calls the container, where its cgroup is systemd's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
     /// The hooks that are still to run; config.json may have changed or gone by then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
@@ -90,6 +94,7 @@ pub struct State {
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    systemd: bool,
 }
 
 /// A container's directory, locked against all other commands that change it.
@@ -108,7 +113,16 @@ const WHOLE: libc::flock =
 
 impl Store {
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Store { root: root.into() }
+        Store { root: root.into(), systemd: false }
+    }
+
+    /// Cgroups of containers made from now on are systemd's.
+    pub fn with_systemd(self, systemd: bool) -> Self {
+        Store { systemd, ..self }
+    }
+
+    pub fn has_systemd(&self) -> bool {
+        self.systemd
     }
 
     pub fn root(&self) -> &Path {

@@ -35,6 +35,8 @@ pub fn update(store: &Store, id: &str, resources: &LinuxResources, schemata: &Sc
     }
     let mut limits = Limits { files: CgroupFiles::of(&state.cgroup)?, before: Vec::new() };
     let set = limits.set_all(resources).and_then(|()| set_schemata(store, &state, schemata));
+    // systemd writes its own again whenever it likes.
+    let set = set.and_then(|()| state.unit.as_ref().map_or(Ok(()), |unit| unit.update(resources)));
     if set.is_err() {
         limits.take_back();
     }
@@ -306,7 +308,7 @@ fn read(file: &Path) -> String {
 }
 
 /// The weight that runc 1.3.2 and libcgroups give shares: a curve through the least, the default and the greatest value of both.
-fn weight_of_shares(shares: u64) -> u64 {
+pub(super) fn weight_of_shares(shares: u64) -> u64 {
     let log = (shares.clamp(2, 1 << 18) as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
     (10_f64.powf(exponent).ceil() as u64).clamp(1, 10_000)

@@ -1,0 +1,239 @@
+//! Containers as units of systemd (`--systemd-cgroup`): a transient scope, which has the container's cgroup.
+//!
+//! systemd is spoken to over D-Bus ([`bus`], [`wire`]). It makes a scope only around a process, so one waits in it until
+//! init has been born there.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, geteuid};
+use oci_spec::runtime::LinuxResources;
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::hierarchies;
+use super::{Error, Result};
+use crate::sys::fork;
+
+mod bus;
+mod properties;
+mod wire;
+
+pub use bus::BusError;
+
+use bus::Connection;
+use wire::{Property, Value, Writer};
+
+/// A container's unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unit {
+    /// With its suffix.
+    name: String,
+    slice: String,
+    /// It belongs to the manager of the user, not to that of the system.
+    user: bool,
+    /// What annotations of the container ask for.
+    #[serde(skip)]
+    extra: Vec<Property>,
+}
+
+/// A unit that has been started, with the process that keeps it until there is another one.
+#[derive(Debug)]
+pub struct Kept {
+    keeper: Pid,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let _ = kill(self.keeper, Signal::SIGKILL);
+        let _ = waitpid(self.keeper, None);
+    }
+}
+
+impl Unit {
+    /// The unit of container `id`, for `slice:prefix:name` of config.json, or where that says nothing for one of
+    /// lmrun's naming; with the path of its cgroup.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a path of another form, [`Error::Systemd`] where no systemd answers.
+    pub fn of_container<'a>(
+        configured: Option<&Path>,
+        id: &str,
+        annotations: impl IntoIterator<Item = (&'a String, &'a String)>,
+    ) -> Result<(Unit, PathBuf)> {
+        let user = !geteuid().is_root() || in_user_namespace();
+        let configured = configured.and_then(Path::to_str).unwrap_or_default();
+        let (slice, prefix, name) = match configured.split(':').collect::<Vec<_>>()[..] {
+            [""] => ("", "lmrun", id),
+            [slice, prefix, name] if !name.is_empty() && !configured.contains('/') => (slice, prefix, name),
+            _ => {
+                let what = format!(
+                    "linux.cgroupsPath {configured:?} is not of the form slice:prefix:name, which --systemd-cgroup takes"
+                );
+                return Err(Error::Config(what));
+            }
+        };
+        let slice = match slice {
+            "" if user => "user.slice",
+            "" => "system.slice",
+            slice => slice,
+        };
+        let path =
+            slice_path(slice).ok_or_else(|| Error::Config(format!("linux.cgroupsPath: {slice:?} is no slice")))?;
+        // What is a slice by its name is made as one, and takes no processes.
+        if name.ends_with(".slice") {
+            return Err(Error::Config(format!("linux.cgroupsPath: a container cannot be the slice {name:?}")));
+        }
+        let name = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+        let extra = properties::of_annotations(annotations)
+            .map_err(|name| Error::Config(format!("annotation org.systemd.property.{name} is not understood")))?;
+        let root = Connection::open(user)?.property("ControlGroup")?;
+        let path = Path::new("/").join(root.trim_start_matches('/')).join(path).join(&name);
+        Ok((Unit { name, slice: slice.to_owned(), user, extra }, path))
+    }
+
+    /// Starts the unit, with its limits. What is left of an earlier one of its name, which failed, goes.
+    pub fn start(&self, id: &str, resources: Option<&LinuxResources>) -> Result<Kept> {
+        let keeper = fork::child(|| {
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+            nix::unistd::pause();
+            0
+        });
+        let kept = Kept { keeper: keeper.map_err(Error::Fork)? };
+        let properties = self.properties(id, kept.keeper, resources);
+        let mut connection = Connection::open(self.user)?;
+        connection.subscribe()?;
+        match self.start_once(&mut connection, &properties) {
+            Err(error) if error.is("UnitExists") => {
+                connection.call("ResetFailedUnit", "s", self.named())?;
+                self.start_once(&mut connection, &properties)?;
+            }
+            started => started?,
+        }
+        Ok(kept)
+    }
+
+    fn start_once(&self, connection: &mut Connection, properties: &[Property]) -> bus::Result<()> {
+        let mut body = self.named();
+        body.text("replace");
+        body.properties(properties);
+        body.array(8, &[(); 0], |_, ()| {}); // no other units
+        let job = connection.call("StartTransientUnit", "ssa(sv)a(sa(sv))", body)?;
+        connection.wait_for_job(&job.body().text()?, &self.name)
+    }
+
+    fn properties(&self, id: &str, keeper: Pid, resources: Option<&LinuxResources>) -> Vec<Property> {
+        let version2 = is_version2();
+        let mut all = vec![
+            ("Description".to_owned(), Value::Text(format!("lmrun container {id}"))),
+            ("Slice".to_owned(), Value::Text(self.slice.clone())),
+            ("Delegate".to_owned(), Value::Bool(true)),
+            ("PIDs".to_owned(), Value::Uints(vec![keeper.as_raw().cast_unsigned()])),
+            // It ends when the container does, and not in the order in which the host's services do.
+            ("DefaultDependencies".to_owned(), Value::Bool(false)),
+        ];
+        let input_output = if version2 { "IOAccounting" } else { "BlockIOAccounting" };
+        for name in ["MemoryAccounting", "CPUAccounting", "TasksAccounting", input_output] {
+            all.push((name.to_owned(), Value::Bool(true)));
+        }
+        all.extend(resources.map(|resources| properties::of(resources, version2)).unwrap_or_default());
+        for extra in &self.extra {
+            all.retain(|(name, _)| *name != extra.0);
+            all.push(extra.clone());
+        }
+        all
+    }
+
+    /// Tells systemd of other limits.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let properties = properties::of(resources, is_version2());
+        if properties.is_empty() {
+            return Ok(());
+        }
+        let mut body = self.named();
+        body.bool(true); // until the next boot
+        body.properties(&properties);
+        Connection::open(self.user)?.call("SetUnitProperties", "sba(sv)", body)?;
+        Ok(())
+    }
+
+    /// Has systemd move a process into the unit, for one who may not.
+    pub fn attach(&self, pid: i32) -> Result<()> {
+        let mut body = self.named();
+        body.text("");
+        body.array(4, &[pid.cast_unsigned()], |w, pid| w.uint(*pid));
+        Connection::open(self.user)?.call("AttachProcessesToUnit", "ssau", body)?;
+        Ok(())
+    }
+
+    /// Ends the unit, if it has not ended with its last process, and forgets that it may have failed.
+    pub fn stop(&self) -> Result<()> {
+        let mut connection = Connection::open(self.user)?;
+        connection.subscribe()?;
+        let mut body = self.named();
+        body.text("replace");
+        match connection.call("StopUnit", "ss", body) {
+            Ok(job) => connection.wait_for_job(&job.body().text().map_err(BusError::Io)?, &self.name)?,
+            Err(error) if error.is("NoSuchUnit") => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        match connection.call("ResetFailedUnit", "s", self.named()) {
+            Err(error) if !error.is("NoSuchUnit") => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn named(&self) -> Writer {
+        let mut body = Writer::default();
+        body.text(&self.name);
+        body
+    }
+}
+
+/// systemd.slice(5): `a-b.slice` lies inside `a.slice`; `-.slice` is the root. None for what is no slice.
+fn slice_path(slice: &str) -> Option<PathBuf> {
+    let stem = slice.strip_suffix(".slice").filter(|stem| !stem.is_empty() && !stem.contains('/'))?;
+    if stem == "-" {
+        return Some(PathBuf::new());
+    }
+    if stem.split('-').any(str::is_empty) {
+        return None;
+    }
+    let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    Some(ends.map(|end| format!("{}.slice", &stem[..end])).collect())
+}
+
+/// Whether systemd has its limits from version 2, rather than from controllers of version 1.
+fn is_version2() -> bool {
+    hierarchies().is_ok_and(|all| all.iter().all(|hierarchy| hierarchy.unified))
+}
+
+/// user_namespaces(7): the first one maps all ids.
+fn in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.contains("4294967295"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_lie_in_one_another() {
+        let path = |slice| slice_path(slice).map(|path| path.display().to_string());
+        assert_eq!(path("system.slice").as_deref(), Some("system.slice"));
+        assert_eq!(path("a-b-c.slice").as_deref(), Some("a.slice/a-b.slice/a-b-c.slice"));
+        assert_eq!(path("-.slice").as_deref(), Some(""));
+        for bad in ["", "a", ".slice", "-a.slice", "a--b.slice", "a/b.slice"] {
+            assert_eq!(path(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_must_have_the_form_that_systemd_takes() {
+        for bad in ["/a/b", "a:b", "a.slice:b:", "a:b:c", "a.slice:b:c.slice"] {
+            let error = Unit::of_container(Some(Path::new(bad)), "c", &std::collections::HashMap::new()).unwrap_err();
+            assert!(matches!(error, Error::Config(_)), "{bad}: {error}");
+        }
+    }
+}
