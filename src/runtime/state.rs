@@ -302,6 +302,7 @@ mod tests {
             mounts: Vec::new(),
             creator: Process::own(),
             cgroup: "/lmrun-x".into(),
+            unit: None,
             hooks: None,
             restore: None,
             no_new_keyring: false,
