@@ -115,7 +115,7 @@ pub enum Error {
         #[source]
         errno: nix::Error,
     },
-    #[error("--systemd-cgroup: {0}")]
+    #[error("--systemd-cgroup")]
     Systemd(#[from] systemd::BusError),
     #[error("seccomp: {0}")]
     Seccomp(String),

@@ -24,11 +24,11 @@ const BUS: Target<'static> =
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     #[error(
-        "no systemd answers on {}: {source}; without the option (an engine's: the cgroupfs driver) lmrun makes cgroups itself",
+        "no systemd answers on {}: {why}; without the option (an engine's: the cgroupfs driver) lmrun makes cgroups itself",
         .tried.join(" or ")
     )]
-    NoSystemd { tried: Vec<String>, source: io::Error },
-    #[error("talk to systemd: {0}")]
+    NoSystemd { tried: Vec<String>, why: io::Error },
+    #[error("talk to systemd")]
     Io(#[from] io::Error),
     /// The name of a D-Bus error, and its words.
     #[error("systemd: {member}: {words} ({name})")]
@@ -79,7 +79,7 @@ impl Connection {
             }
         }
         let tried = addresses.iter().map(|address| address.path.display().to_string()).collect();
-        Err(BusError::NoSystemd { tried, source: last })
+        Err(BusError::NoSystemd { tried, why: last })
     }
 
     /// D-Bus Specification, "Authentication Protocol": EXTERNAL, the peer asking the kernel who we are.
