@@ -1,6 +1,6 @@
 //! One container under test: its bundle, its state, and what lmrun is asked to do with it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,10 @@ pub struct Container {
     pub id: String,
     /// Bundle, images, logs.
     pub base: PathBuf,
-    /// Where lmrun keeps its state.
+    /// Where lmrun keeps its state, until the first move.
     pub root: PathBuf,
+    /// How many moves there were.
+    moves: Cell<u32>,
     lmrun: PathBuf,
     through: Vec<String>,
     history: RefCell<Vec<Done>>,
@@ -58,7 +60,15 @@ impl Container {
         }
         bundle::make(&base.join("bundle"), &id, shape).expect("a bundle can be made");
         let root = base.join("state");
-        Container { id, base, root, lmrun: needs::built("lmrun"), through: Vec::new(), history: RefCell::default() }
+        Container {
+            id,
+            base,
+            root,
+            moves: Cell::new(0),
+            lmrun: needs::built("lmrun"),
+            through: Vec::new(),
+            history: RefCell::default(),
+        }
     }
 
     /// From now on lmrun is called by this program, behind whose arguments its own command line comes.
@@ -72,8 +82,61 @@ impl Container {
         let mut words = words.chain([self.lmrun.as_os_str()]);
         let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words);
-        command.arg("--root").arg(&self.root);
+        command.arg("--root").arg(self.root_after(self.moves.get()));
         command
+    }
+
+    /// Where lmrun keeps its state after so many moves.
+    pub fn root_after(&self, moves: u32) -> PathBuf {
+        if moves == 0 { self.root.clone() } else { self.base.join(format!("state{moves}")) }
+    }
+
+    fn bundle_after(&self, moves: u32) -> PathBuf {
+        self.base.join(if moves == 0 { "bundle".to_owned() } else { format!("bundle{moves}") })
+    }
+
+    /// Moves the container with `lmrun migrate` to another place on this host: another directory of states and another
+    /// cgroup, the same root file system.
+    pub fn migrate(&self, flags: &[&str]) -> Done {
+        let moves = self.moves.get() + 1;
+        let there = self.migrate_to(moves);
+        let mut command = self.migrate_command(moves);
+        command.args(flags).arg(&self.id).arg(format!("ssh://elsewhere{}", there.display()));
+        let done = self.perform(&mut command);
+        if done.succeeded() {
+            self.moves.set(moves);
+        }
+        done
+    }
+
+    /// `lmrun migrate`, for which a script stands in for ssh(1) that runs its command here.
+    pub fn migrate_command(&self, moves: u32) -> Command {
+        let bin = self.base.join("bin");
+        fs::create_dir_all(&bin).expect("base is writable");
+        // ssh -T -- HOST COMMAND...
+        host::script(&bin.join("ssh"), "while [ \"$1\" != -- ]; do shift; done\nshift 2\nexec sh -c \"$*\"");
+        let mut path = bin.into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let mut command = self.lmrun();
+        command.env("PATH", path).arg("migrate").arg("--bundle").arg(self.bundle_after(moves));
+        command
+    }
+
+    /// Prepares the place for move number `moves`; gives the path of its lmrun.
+    pub fn migrate_to(&self, moves: u32) -> PathBuf {
+        let bundle = self.bundle_after(moves);
+        fs::create_dir_all(&bundle).expect("base is writable");
+        let config = fs::read_to_string(self.bundle().join("config.json")).expect("there is a bundle");
+        let cgroup = |moves| match moves {
+            0 => format!("/lmrun-test/{}\"", self.id),
+            _ => format!("/lmrun-test/{}.{moves}\"", self.id),
+        };
+        fs::write(bundle.join("config.json"), config.replace(&cgroup(0), &cgroup(moves))).expect("base is writable");
+        let lmrun = self.base.join(format!("lmrun{moves}"));
+        let root = self.root_after(moves);
+        host::script(&lmrun, &format!("exec {} --root {} \"$@\"", self.lmrun.display(), root.display()));
+        lmrun
     }
 
     /// Runs an lmrun command to its end.
@@ -290,7 +353,11 @@ impl Drop for Container {
                 }
             }
         }
-        let _ = command::run(self.lmrun().args(["delete", "--force", &self.id]), LIMIT);
+        for moves in 0..=self.moves.get() + 1 {
+            let mut delete = Command::new(&self.lmrun);
+            delete.arg("--root").arg(self.root_after(moves)).args(["delete", "--force", &self.id]);
+            let _ = command::run(&mut delete, LIMIT);
+        }
         host::sweep(&self.id);
         if std::env::var_os("LMRUN_TEST_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.base);

@@ -39,6 +39,20 @@ pub fn restore(c: &Container) {
     c.check(1);
 }
 
+/// A move, with what it takes of rounds.
+pub fn migrate(c: &Container) {
+    c.migrate(&[]).ok();
+    c.check(1);
+}
+
+/// There and back.
+pub fn migrate_twice(c: &Container) {
+    c.migrate(&[]).ok();
+    c.check(1);
+    c.migrate(&[]).ok();
+    c.check(2);
+}
+
 /// Twice in a row: a restored container is like any other.
 pub fn twice(c: &Container) {
     c.checkpoint(&plain("first")).ok();
@@ -146,7 +160,7 @@ macro_rules! carried {
     ($($workload:ident),* $(,)?) => { $(
         mod $workload {
             $crate::carried!(@ $workload control restore twice leave_running leave_then_restore pre_copy page_server
-                pre_copy_to_page_server);
+                pre_copy_to_page_server migrate migrate_twice);
         }
     )* };
     (@ $workload:ident $($flavour:ident)*) => { $(

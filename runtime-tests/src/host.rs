@@ -56,6 +56,13 @@ pub fn processes(id: &str) -> Vec<i32> {
     all
 }
 
+/// Writes a script for sh(1).
+#[track_caller]
+pub fn script(path: &Path, text: &str) {
+    fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("the script's directory is writable");
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("the script is ours");
+}
+
 /// Processes whose command line contains all of `words`: (pid, command line).
 pub fn commands(words: &[&str]) -> Vec<(i32, String)> {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();

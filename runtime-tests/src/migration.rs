@@ -312,14 +312,14 @@ impl<'a> Migration<'a> {
         let netns = self.hosts.destination.path();
         // ssh -T ... -- HOST COMMAND...
         let ssh = format!(
-            "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexec nsenter --net={} sh -c \"$*\"\n",
+            "while [ \"$1\" != -- ]; do shift; done\nshift 2\nexec nsenter --net={} sh -c \"$*\"",
             netns.display()
         );
-        script(&bin.join("ssh"), &ssh)?;
+        host::script(&bin.join("ssh"), &ssh);
         let state = self.destination.dir.join("state");
         let lmrun = crate::needs::built("lmrun");
-        let there = format!("#!/bin/sh\nexec {} --root {} \"$@\"\n", lmrun.display(), state.display());
-        script(&self.destination.dir.join("lmrun"), &there)?;
+        let there = format!("exec {} --root {} \"$@\"", lmrun.display(), state.display());
+        host::script(&self.destination.dir.join("lmrun"), &there);
         let mut path = bin.into_os_string();
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
@@ -352,11 +352,6 @@ impl Drop for Migration<'_> {
             host::sweep(&side.id);
         }
     }
-}
-
-fn script(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text)?;
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
 }
 
 /// A page server that nobody will speak to any more.
