@@ -95,8 +95,8 @@ impl Container {
         self.base.join(if moves == 0 { "bundle".to_owned() } else { format!("bundle{moves}") })
     }
 
-    /// Moves the container with `lmrun migrate` to another place on this host: another directory of states and another
-    /// cgroup, the same root file system.
+    /// Moves the container with `lmrun migrate` to another place on this host: another directory of states,
+    /// another cgroup, another root file system.
     pub fn migrate(&self, flags: &[&str]) -> Done {
         let moves = self.moves.get() + 1;
         let there = self.migrate_to(moves);
@@ -132,7 +132,9 @@ impl Container {
             0 => format!("/lmrun-test/{}\"", self.id),
             _ => format!("/lmrun-test/{}.{moves}\"", self.id),
         };
-        fs::write(bundle.join("config.json"), config.replace(&cgroup(0), &cgroup(moves))).expect("base is writable");
+        let rootfs = |moves| serde_json::json!(self.bundle_after(moves).join("rootfs")).to_string();
+        let config = config.replace(&cgroup(0), &cgroup(moves)).replace(&rootfs(0), &rootfs(moves));
+        fs::write(bundle.join("config.json"), config).expect("base is writable");
         let lmrun = self.base.join(format!("lmrun{moves}"));
         let root = self.root_after(moves);
         host::script(&lmrun, &format!("exec {} --root {} \"$@\"", self.lmrun.display(), root.display()));
@@ -280,7 +282,7 @@ impl Container {
 
     /// A file in the workload's `/run-state`.
     pub fn state_file(&self, name: &str) -> PathBuf {
-        self.bundle().join("rootfs/run-state").join(name)
+        self.bundle_after(self.moves.get()).join("rootfs/run-state").join(name)
     }
 
     /// What the container wrote to a standard stream: `out` or `err`.

@@ -32,9 +32,16 @@ pub fn cgroups(id: &str) -> Vec<PathBuf> {
     let of_cgroups = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ');
         let (at, kind) = (words.nth(1)?, words.next()?);
-        kind.starts_with("cgroup").then(|| Path::new(at).join("lmrun-test").join(id))
+        kind.starts_with("cgroup").then(|| Path::new(at).join("lmrun-test"))
     });
-    of_cgroups.filter(|dir| dir.is_dir()).collect()
+    // After a move it has a number behind its name.
+    let moved = format!("{id}.");
+    let own = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name == id || name.starts_with(&moved)
+    };
+    let entries = of_cgroups.filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).filter(own).collect()
 }
 
 /// Whether any cgroup of container `id` is frozen or about to be.

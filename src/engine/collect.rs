@@ -30,6 +30,18 @@ use crate::tracee::batch::Batch;
 use crate::tracee::borrow;
 use crate::tracee::{Thread, with_first_call};
 
+/// How much of a container is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Processes, mappings and regular files: what a standby follows.
+    Memory,
+    /// All there is, to see whether it can be carried; but what is on its way (in queues of sockets) may have come or gone a
+    /// moment later, and is neither read nor refused.
+    Kinds,
+    /// All there is.
+    Whole { keep_established: bool },
+}
+
 /// A descriptor of a puppet.
 #[derive(Debug, Clone, Copy)]
 pub struct Remote {
@@ -54,14 +66,14 @@ pub struct Files {
 }
 
 impl Files {
-    pub fn new(subject: &Subject, mounts: &[Mount], keep_established: bool) -> Result<Files> {
+    pub fn new(subject: &Subject, mounts: &[Mount], depth: Depth) -> Result<Files> {
         let init = subject.init;
         let root = std::fs::File::open(format!("/proc/{init}/root")).map_err(|e| Error::proc(init, e))?;
         let all = Collected {
             mounts: mounts.iter().map(|m| (m.id, m.point.clone())).collect(),
             root: root.into(),
             external: subject.external.iter().map(|l| l.clone().into_bytes()).collect(),
-            keep_established,
+            depth,
             files: Vec::new(),
             pipe_data: Vec::new(),
             socket_queues: Vec::new(),
@@ -187,13 +199,13 @@ impl Collection {
 }
 
 /// Reads everything but pages and the queues of TCP connections.
-pub fn collect(frozen: &Frozen, subject: &Subject, keep_established: bool) -> Result<Collection> {
+pub fn collect(frozen: &Frozen, subject: &Subject, depth: Depth) -> Result<Collection> {
     checks::namespaces(frozen)?;
     checks::sharing(frozen)?;
     checks::strangers(frozen)?;
     let mut mounts = mounts(subject.init)?;
     let sysv = if checks::ipc(subject.init)? { sysv::collect(subject.init)? } else { Vec::new() };
-    let mut files = Files::new(subject, &mounts, keep_established)?;
+    let mut files = Files::new(subject, &mounts, depth)?;
     let host: HashSet<String> = self::mounts(std::process::id() as pid_t)?.into_iter().map(|m| m.device).collect();
     mounts.retain(|m| !host.contains(&m.device));
     checks::mounts(subject, &mounts)?;
@@ -422,6 +434,9 @@ fn open_files(pid: pid_t, process: u32, files: &mut Files) -> Result<(Vec<Fdinfo
     let pidfd = PidFd::open(pid).map_err(|e| Error::proc(pid, e))?;
     let mut fds = Vec::new();
     for fd in proc::descriptors(pid).map_err(|e| Error::proc(pid, e))? {
+        if files.all.depth == Depth::Memory && !is_path(pid, fd) {
+            continue;
+        }
         let facts = FdFacts::collect(&pidfd, pid, fd)?;
         let close_on_exec = facts.info.flags & libc::O_CLOEXEC as u32 != 0;
         let (id, kind) = files.descriptor(facts, process)?;
@@ -441,6 +456,12 @@ fn open_files(pid: pid_t, process: u32, files: &mut Files) -> Result<(Vec<Fdinfo
         umask: None,
     };
     Ok((fds, fs))
+}
+
+/// Whether a descriptor may be of a regular file.
+fn is_path(pid: pid_t, fd: c_int) -> bool {
+    proc::link(pid, &format!("fd/{fd}"))
+        .is_ok_and(|link| link.as_bytes().starts_with(b"/") && !link.as_bytes().starts_with(b"/dev/"))
 }
 
 /// No process shares any of these with another; namespaces are the container's, one of each kind.

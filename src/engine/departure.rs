@@ -9,13 +9,15 @@
 //! note; of their pages we keep digests of what was sent.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::collect::{Collection, Host, collect};
+use super::collect::{Collection, Depth, Host, collect};
 use super::dump::write_tmpfs;
 use super::freeze::Frozen;
 use super::memory::{Round as Scan, Running, Shmem, is_untracked, runs};
@@ -24,6 +26,7 @@ use super::plan::is_file_mapping;
 use super::res::mm::{self, Content};
 use super::res::{fd::ghost, tmpfs};
 use super::track::Session;
+use super::tree::Tree;
 use super::{Error, Fate, Freezer, Result, Subject, Why};
 use crate::image::dir::ImageWriter;
 use crate::image::pages::{PAGE_SIZE, PageReader, PageRun, PagesOf, Span};
@@ -34,11 +37,15 @@ use crate::sys::{proc, sysv};
 
 /// Bytes of pages in one piece.
 const PIECE: u64 = 256 << 10;
+/// How often a container is stopped that has something on its way which cannot be carried.
+const STOP_TRIES: u32 = 20;
 /// More than this in the container's tmpfs mounts goes along in the first round and the last alone.
 const SMALL_TMPFS: u64 = 8 << 20;
 
 /// Takes what a departure sends; at the other end is a [`Standby`](super::standby::Standby).
 pub trait Outlet {
+    /// Brings the other side's file systems up to date. Those of the last round are all there are.
+    fn files(&mut self, busy: &[BusyFile]) -> io::Result<()>;
     /// The records of a round: the files in `dir`.
     fn images(&mut self, dir: &Path) -> io::Result<()>;
     /// All pages that `of` has, ascending. What is in none of them is a hole.
@@ -59,6 +66,24 @@ pub struct Sent {
     pub pages_present: u64,
     pub pages_sent: u64,
     pub took: Duration,
+}
+
+/// A file in the container's file systems that it may write to without anybody being told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BusyFile {
+    /// As the container sees it.
+    pub path: PathBuf,
+    /// There is a writable, shared mapping of it; otherwise it is just open for writing.
+    pub mapped: bool,
+}
+
+fn busy(tree: &Tree) -> Vec<BusyFile> {
+    let alive = tree.processes.iter().filter_map(|p| p.alive.as_ref());
+    let mapped: BTreeSet<u32> =
+        alive.flat_map(|a| &a.mm.vmas).filter(|v| mm::content(v) == Content::File).map(|v| v.shmid as u32).collect();
+    let writable = |flags: u32| flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+    let files = tree.files.iter().filter_map(|f| f.reg.as_ref()).filter(|r| writable(r.flags));
+    files.map(|r| BusyFile { path: OsStr::from_bytes(&r.name).into(), mapped: mapped.contains(&r.id) }).collect()
 }
 
 /// What the other side lacks by its own account.
@@ -82,25 +107,26 @@ impl Departure {
         Ok(Departure { subject, session: Session::default(), shared: HashMap::new(), rounds: 0 })
     }
 
+    /// Stops the container for a moment and looks whether it has anything that cannot be carried.
+    pub fn verify(&self) -> Result<()> {
+        let mut frozen = Frozen::freeze(self.subject.init, None)?;
+        frozen.run_out()?;
+        collect(&frozen, &self.subject, Depth::Kinds).map(drop)
+    }
+
     /// A place for records on their way, which goes with the value.
     fn writer(&self, name: &str) -> Result<ImageWriter> {
         Ok(ImageWriter::create(&self.subject.dir.join(name), None)?)
     }
 
-    /// One round of pre-copy. `settled` is called when the container runs on, before anything is sent: what the records
-    /// name in its file systems must be at the other side by then.
-    pub fn round(
-        &mut self,
-        missing: &Missing,
-        settled: &mut dyn FnMut() -> io::Result<()>,
-        out: &mut dyn Outlet,
-    ) -> Result<Sent> {
+    /// One round of pre-copy, when the other side's file systems have what the records name.
+    pub fn round(&mut self, missing: &Missing, out: &mut dyn Outlet) -> Result<Sent> {
         let started = Instant::now();
         let writer = self.writer("following")?;
         let mut sent = Sent::default();
         let (all, ghosts) = self.look(&mut sent)?;
         ghosts.write(&writer)?;
-        settled().map_err(Error::system("bring the container's files up to date"))?;
+        out.files(&busy(&all.tree)).map_err(sending())?;
         if self.rounds == 0 || tmpfs::used(self.subject.init, &all.tmpfs) <= SMALL_TMPFS {
             write_tmpfs(self.subject.init, &all.tmpfs, &writer)?;
         }
@@ -118,7 +144,7 @@ impl Departure {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
         let at = Instant::now();
-        let mut all = collect(&frozen, &self.subject, true)?;
+        let mut all = collect(&frozen, &self.subject, Depth::Memory)?;
         for task in frozen.tasks.iter().filter(|t| !t.is_zombie()) {
             let memory = Memory::open(task.pid).map_err(|e| Error::proc(task.pid, e))?;
             let vmas = proc::maps(task.pid).map_err(|e| Error::proc(task.pid, e))?;
@@ -134,21 +160,40 @@ impl Departure {
     }
 
     /// Stops the container until the value is dropped, or for good. `extra`: files of the runtime's for the records.
+    ///
+    /// # Errors
+    /// What cannot be carried. What was just on its way (a connection that nobody has accepted yet) has been given time to
+    /// arrive.
     pub fn stop(&mut self, extra: &[(String, Vec<u8>)]) -> Result<Stopped<'_>> {
         let watch = Watch::prepare(&self.subject, true)?;
         let writer = self.writer("leaving")?;
         for (name, content) in extra {
             writer.raw_file(name, content)?;
         }
-        let mut frozen = Frozen::freeze(self.subject.init, None)?;
-        frozen.run_out()?;
+        let mut tried = 0;
+        let (frozen, all, collecting) = loop {
+            tried += 1;
+            match self.try_stop() {
+                Err(error @ Error::Refused { .. }) if tried < STOP_TRIES => {
+                    tracing::info!(%error, "the container runs on for a moment");
+                    std::thread::sleep(Duration::from_millis(5 << tried.min(5)));
+                }
+                stopped => break stopped?,
+            }
+        };
         for visitor in &frozen.visitors {
             tracing::warn!("process {} was started by exec: it is left behind", visitor.pid);
         }
-        let at = Instant::now();
-        let all = collect(&frozen, &self.subject, true)?;
-        let sent = Sent { freezing: frozen.freezing, collecting: at.elapsed(), ..Sent::default() };
+        let sent = Sent { freezing: frozen.freezing, collecting, ..Sent::default() };
         Ok(Stopped { departure: self, all, frozen, watch, writer, sent })
+    }
+
+    fn try_stop(&self) -> Result<(Frozen<'static>, Collection, Duration)> {
+        let mut frozen = Frozen::freeze(self.subject.init, None)?;
+        frozen.run_out()?;
+        let at = Instant::now();
+        let all = collect(&frozen, &self.subject, Depth::Whole { keep_established: true })?;
+        Ok((frozen, all, at.elapsed()))
     }
 
     fn send_memory(
@@ -321,13 +366,13 @@ fn send_changed(
 pub struct Stopped<'a> {
     departure: &'a mut Departure,
     all: Collection,
-    frozen: Frozen<'a>,
+    frozen: Frozen<'static>,
     watch: Watch,
     writer: ImageWriter,
     sent: Sent,
 }
 
-impl<'a> Stopped<'a> {
+impl Stopped<'_> {
     /// How long it has stood still, and what was sent of it.
     pub fn sent(&self) -> Sent {
         Sent { frozen: self.frozen.frozen_for(), ..self.sent }
@@ -335,12 +380,13 @@ impl<'a> Stopped<'a> {
 
     /// Everything but the queues of connections. `missing` as in a round.
     pub fn send(&mut self, missing: &Missing, out: &mut dyn Outlet) -> Result<()> {
+        self.all.tree.files.clone_from(&self.all.files.all.files);
+        out.files(&busy(&self.all.tree)).map_err(sending())?;
         let ghosts = std::mem::take(&mut self.all.files.all.ghosts);
         let writer = self.departure.writer("following")?;
         write_tmpfs(self.departure.subject.init, &self.all.tmpfs, &writer)?;
         ghosts.write(&writer)?;
         // Socket queues and what else changes until the end is told again then.
-        self.all.tree.files.clone_from(&self.all.files.all.files);
         self.all.tree.write(&writer)?;
         out.images(writer.path()).map_err(sending())?;
         self.departure.send_memory(&self.all, &ghosts, Scan::Final, missing, &mut self.sent, out)
@@ -364,7 +410,7 @@ impl<'a> Stopped<'a> {
     }
 
     /// Locks the connections and reads them, last of all: until now the kernel went on queueing what peers send.
-    pub fn lock(mut self, out: &mut dyn Outlet) -> Result<Held<'a>> {
+    pub fn lock(mut self, out: &mut dyn Outlet) -> Result<Held> {
         let bracket = self.watch.enter(&mut self.all, Fate::Kill)?;
         self.all.take_records();
         self.all.tree.extra.network_lock = bracket.table();
@@ -377,11 +423,11 @@ impl<'a> Stopped<'a> {
 
 /// A stopped container of which the other side has all. Dropped, it runs on here.
 #[derive(Debug)]
-pub struct Held<'a> {
+pub struct Held {
     // The order in which they are dropped: nobody runs while connections are locked.
     given_up: Option<GivenUp>,
     bracket: Bracket,
-    frozen: Frozen<'a>,
+    frozen: Frozen<'static>,
     init: libc::pid_t,
     _files: Collection,
     sent: Sent,
@@ -399,7 +445,7 @@ impl Drop for GivenUp {
     }
 }
 
-impl Held<'_> {
+impl Held {
     pub fn sent(&self) -> Sent {
         Sent { frozen: self.frozen.frozen_for(), ..self.sent }
     }

@@ -14,7 +14,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::fill;
 use super::network::Revival;
-use super::plan::{Plan, is_file_mapping};
+use super::plan::{Birth, Plan, is_file_mapping};
 use super::rebuild::{self, Built, Ready, Site, family, space};
 use super::res::mm::{self, Content};
 use super::res::sysv;
@@ -23,7 +23,9 @@ use super::tree::{Process, Tree};
 use super::{Error, Puppet, Result};
 use crate::image::dir::ImageDir;
 use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
+use crate::image::records::files::RegFileEntry;
 use crate::image::records::mm::{VmaEntry, vma_status};
+use crate::sys::file;
 use crate::sys::uffd::Uffd;
 
 /// The memory of a process or of a shared object, as far as it has arrived.
@@ -40,12 +42,23 @@ struct Arrived {
     uffd: Option<Uffd>,
 }
 
+/// A regular file that has a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FileId {
+    name: Vec<u8>,
+    flags: u32,
+    dev: u64,
+    inode: u64,
+}
+
 /// A container in the making. See the module.
 #[derive(Debug)]
 pub struct Standby {
     site: Site,
     all: BTreeMap<u32, Built>,
     stand_ins: family::StandIns,
+    /// What tells the files of the last round's records from each other, by id.
+    files: HashMap<u32, FileId>,
     arrived: HashMap<PagesOf, Arrived>,
 }
 
@@ -56,9 +69,11 @@ impl Standby {
         strip(&mut plan.tree);
         let (mut site, init) = Site::begin(plan, first)?;
         let mut all = BTreeMap::from([(1, init)]);
-        let stand_ins = family::raise(&mut site, &mut all)?;
-        let mut standby = Standby { site, all, stand_ins, arrived: HashMap::new() };
-        standby.receive_new()?;
+        family::root(&mut site, &mut all)?;
+        let stand_ins = family::StandIns::default();
+        let mut standby = Standby { site, all, stand_ins, files: HashMap::new(), arrived: HashMap::new() };
+        standby.files = standby.identify();
+        standby.receive(1)?;
         Ok(standby)
     }
 
@@ -79,33 +94,60 @@ impl Standby {
         let was = std::mem::replace(&mut self.site.plan, next);
         self.site.shop = shop;
         self.site.files.clear();
+        let now_files = self.identify();
+        let old_files = std::mem::replace(&mut self.files, now_files);
         let now = self.site.plan.tree.processes.clone();
         family::part(&mut self.all, &was.tree.processes, &now)?;
         let staying = &self.all;
         self.arrived.retain(|of, _| !matches!(of, PagesOf::Task(pid) if !staying.contains_key(pid)));
         for p in &now {
             let before = was.tree.processes.iter().find(|b| b.entry.pid == p.entry.pid);
-            self.reshape(p, before, &was)?;
+            self.reshape(p, before, &old_files)?;
         }
         let known: Vec<u32> = self.all.keys().copied().collect();
-        family::join(&mut self.site, &mut self.all, &mut self.stand_ins)?;
-        for p in now.iter().filter(|p| !known.contains(&p.entry.pid)) {
-            let made = rebuild::built(&mut self.all, p.entry.pid)?;
-            let of_maker = self.arrived.get(&PagesOf::Task(p.entry.ppid)).map(|a| a.landed.clone()).unwrap_or_default();
-            let parts = made.inherited.iter().flat_map(|span| of_maker.split(*span));
-            let landed: Spans = parts.filter(|(_, there)| *there).map(|(span, _)| span).collect();
-            let arrived = Arrived { inherited: landed.clone(), landed, ..Arrived::default() };
-            self.arrived.insert(PagesOf::Task(p.entry.pid), arrived);
-        }
-        self.receive_new()
+        known.into_iter().try_for_each(|pid| self.receive(pid))
     }
 
-    fn reshape(&mut self, p: &Process, before: Option<&Process>, was: &Plan) -> Result<()> {
+    /// Makes a process, now that its memory comes: that of the process which makes it has come, and is its own as far
+    /// as it does not differ.
+    fn bring(&mut self, pid: u32) -> Result<()> {
+        let before: Vec<u32> = self.all.keys().copied().collect();
+        family::bring(&mut self.site, &mut self.all, &mut self.stand_ins, pid)?;
+        let made: Vec<u32> = self.all.keys().copied().filter(|pid| !before.contains(pid)).collect();
+        for pid in made {
+            let parent = self.site.process(pid)?.entry.ppid;
+            let of_maker = self.arrived.get(&PagesOf::Task(parent)).map(|a| a.landed.clone()).unwrap_or_default();
+            let inherited = rebuild::built(&mut self.all, pid)?.inherited.clone();
+            if !matches!(self.site.plan.births[&pid], Birth::Child { .. }) {
+                // Its maker is not its parent: what that had, and when, nobody has noted.
+                inherited.iter().try_for_each(|span| self.punch(PagesOf::Task(pid), *span))?;
+                self.receive(pid)?;
+                continue;
+            }
+            let parts = inherited.iter().flat_map(|span| of_maker.split(*span));
+            let landed: Spans = parts.filter(|(_, there)| *there).map(|(span, _)| span).collect();
+            let arrived = Arrived { inherited: landed.clone(), landed, ..Arrived::default() };
+            self.arrived.insert(PagesOf::Task(pid), arrived);
+            self.receive(pid)?;
+        }
+        Ok(())
+    }
+
+    /// The regular files of the records as they are here now. Nameless ones are made anew for each round.
+    fn identify(&self) -> HashMap<u32, FileId> {
+        let regular = self.site.plan.tree.files.iter().filter_map(|f| f.reg.as_ref());
+        let named = regular.filter(|r| !self.site.shop.ghosts.is_of(r.id));
+        let identity = |r: &RegFileEntry| {
+            let there = file::open_in(&self.site.shop.root, &r.name, libc::O_PATH as u32).and_then(file::stat).ok()?;
+            Some((r.id, FileId { name: r.name.clone(), flags: r.flags, dev: there.dev, inode: there.inode }))
+        };
+        named.filter_map(identity).collect()
+    }
+
+    fn reshape(&mut self, p: &Process, before: Option<&Process>, old_files: &HashMap<u32, FileId>) -> Result<()> {
         let Some(built) = self.all.get_mut(&p.entry.pid) else { return Ok(()) };
         let (Some(alive), Some(before)) = (&p.alive, before.and_then(|b| b.alive.as_ref())) else { return Ok(()) };
-        // A nameless file is made anew for each round.
-        let ghosts = &self.site.shop.ghosts;
-        let (old_files, new_files) = (paths(&was.tree, |_| false), paths(&self.site.plan.tree, |id| ghosts.is_of(id)));
+        let new_files = &self.files;
         let same = |a: &VmaEntry, b: &VmaEntry| {
             let late = (libc::MAP_LOCKED | libc::MAP_NONBLOCK) as u32;
             let offset = b.start.wrapping_sub(a.start);
@@ -150,25 +192,26 @@ impl Standby {
         Ok(())
     }
 
-    /// Makes ready for pages whatever memory there is.
-    fn receive_new(&mut self) -> Result<()> {
-        for p in &self.site.plan.tree.processes {
-            let Some(alive) = &p.alive else { continue };
-            let built = rebuild::built(&mut self.all, p.entry.pid)?;
-            let arrived = self.arrived.entry(PagesOf::Task(p.entry.pid)).or_default();
-            if arrived.uffd.is_none() {
-                arrived.uffd = Some(space::open_uffd(built)?);
-            }
-            let Some(uffd) = &arrived.uffd else { continue };
-            for v in alive.mm.vmas.iter().filter(|v| v.status & vma_status::ANON_PRIVATE != 0) {
-                uffd.fillable(v.start, v.end).map_err(Error::system("register memory with userfaultfd"))?;
-            }
+    /// Makes ready for pages whatever memory a process has.
+    fn receive(&mut self, pid: u32) -> Result<()> {
+        let Some(alive) = self.site.process(pid)?.alive else { return Ok(()) };
+        let built = rebuild::built(&mut self.all, pid)?;
+        let arrived = self.arrived.entry(PagesOf::Task(pid)).or_default();
+        let uffd = match &mut arrived.uffd {
+            Some(uffd) => uffd,
+            none => none.insert(space::open_uffd(built)?),
+        };
+        for v in alive.mm.vmas.iter().filter(|v| v.status & vma_status::ANON_PRIVATE != 0) {
+            uffd.fillable(v.start, v.end).map_err(Error::system("register memory with userfaultfd"))?;
         }
         Ok(())
     }
 
     /// The pages that `of` has now; all others become holes.
     pub fn present(&mut self, of: PagesOf, spans: &[Span]) -> Result<()> {
+        if let PagesOf::Task(pid) = of {
+            self.bring(pid)?;
+        }
         let there: Spans = spans.iter().copied().collect();
         let holes = match self.arrived.get(&of) {
             Some(arrived) => arrived.landed.without(&there),
@@ -310,6 +353,7 @@ impl Standby {
         self.site.shop.network = Revival::prepare(init, &mut last.tree)?;
         self.site.files.clear();
         self.site.plan = last;
+        family::raise(&mut self.site, &mut self.all, &mut self.stand_ins)?;
         family::settle(&self.site, &mut self.all, self.stand_ins)?;
         self.site.finish(self.all)
     }
@@ -325,12 +369,6 @@ fn strip(tree: &mut Tree) {
     tree.streams.clear();
     tree.socket_queues.clear();
     tree.pipe_data.clear();
-}
-
-/// What tells the regular files of a round from each other: path and access, by id of the record.
-fn paths(tree: &Tree, but: impl Fn(u32) -> bool) -> HashMap<u32, (Vec<u8>, u32)> {
-    let regular = tree.files.iter().filter_map(|f| f.reg.as_ref()).filter(|r| !but(r.id));
-    regular.map(|r| (r.id, (r.name.clone(), r.flags))).collect()
 }
 
 /// `missing`: for pages that are not there yet.

@@ -1,5 +1,6 @@
 //! The end that the container goes to.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
@@ -15,7 +16,7 @@ use super::wire::message::{
     RoundDone, RoundEnd, Running, TreeEnd,
 };
 use super::wire::{self, Content, Message, PROTOCOL, Reader, Writer};
-use super::{Error, Result, settle};
+use super::{Error, Result, disk, settle};
 use crate::engine::standby::Standby;
 use crate::engine::{ClockOffsets, Puppet};
 use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
@@ -29,7 +30,7 @@ const PINGS: usize = 5;
 /// Receives one container over a connection, or tells what became of one.
 pub fn run(store: &Store, channel: Channel) -> Result<()> {
     let Channel { reader, writer, link } = channel;
-    let mut ear = Ear { reader, writer };
+    let mut ear = Ear { reader, writer, disk: None };
     let hello: Hello = ear.reader.expect()?;
     ledger::check_token(&hello.token)?;
     ear.writer.say(&Hello::of(&hello.token))?;
@@ -96,31 +97,44 @@ impl Drop for Undecided<'_> {
 struct Ear {
     reader: Reader<Input>,
     writer: Writer<Output>,
+    /// The container's file systems that come along.
+    disk: Option<disk::Target>,
 }
 
 impl Ear {
     fn receive(&mut self, store: &Store, token: &str, offer: Offer) -> Result<()> {
         let config = self.file("config.json")?;
-        let bundle = PathBuf::from(std::ffi::OsString::from_vec(offer.bundle.clone().unwrap_or_default()));
-        if let Err(error) = check(store, &offer, &bundle, &config) {
+        if let Err(error) = check(store, &offer) {
             self.writer.say(&Refuse { reason: error.to_string() })?;
             return Ok(());
         }
+        let bundle = Place::find(&offer);
         let clocks = self.clocks()?;
-        self.writer.say(&Accept {})?;
+        self.writer.say(&Accept { disk: !bundle.has_rootfs() })?;
         if offer.manner.check {
             return Ok(());
         }
         let entry = Undecided::open(store, token, &offer.id)?;
+        let mut bundle = bundle.make(&config)?;
+        if let Some(target) = bundle.target()? {
+            self.disk = Some(target);
+            self.disk_round()?;
+        }
         let records = Records::make(store, token)?;
-        let (arriving, puppet) = Arriving::begin(store, &offer.id, &bundle, clocks)?;
+        let (arriving, puppet) = Arriving::begin(store, &offer.id, &bundle.path, clocks)?;
         let standby = self.rounds(&records, puppet)?;
         self.images(&records.dir)?;
+        if let Some(disk) = &mut self.disk {
+            disk.finish()?;
+        }
         let ready = standby.complete(&records.dir, arriving.external(&records.dir)?)?;
         self.writer.say(&Ready {})?;
         let _: Commit = self.reader.expect()?;
         let committed = Instant::now();
         let entry = entry.decide()?;
+        // Its files are its own from now on.
+        let files = self.disk.take().map(disk::Target::commit);
+        bundle.keep();
         ready.go()?;
         let parts = vec![Part { name: "go".into(), micros: micros(committed.elapsed()) }];
         arriving.finish()?;
@@ -129,6 +143,9 @@ impl Ear {
         let _ = self.writer.say(&Running { micros: micros(committed.elapsed()), parts });
         if self.reader.expect::<Done>().is_ok() {
             entry.remove(token)?;
+        }
+        if let Some(files) = files {
+            files.sync()?;
         }
         Ok(())
     }
@@ -177,6 +194,26 @@ impl Ear {
         Ok(best.map(|(_, offsets)| offsets).unwrap_or_default())
     }
 
+    /// The first copy of its file systems.
+    fn disk_round(&mut self) -> Result<()> {
+        loop {
+            match self.reader.recv()? {
+                Message::Disk(bytes) if self.apply(&bytes)? => return Ok(()),
+                Message::Disk(_) => {}
+                other => return Ok(other.expect::<Round>().map(drop)?),
+            }
+        }
+    }
+
+    /// Does what a message for the disk says; true: it was the last of a round.
+    fn apply(&mut self, bytes: &[u8]) -> Result<bool> {
+        let message = disk::Message::parse(bytes).map_err(|e| Error::Other(format!("of the disk came {e}")))?;
+        let end = matches!(message.op, Some(disk::message::Op::End(_)));
+        let target = self.disk.as_mut().ok_or_else(|| Error::Other("files came that were not asked for".into()))?;
+        target.apply(message)?;
+        Ok(end)
+    }
+
     /// Takes images into `dir` until the end of the tree.
     fn images(&mut self, dir: &Path) -> Result<()> {
         let mut open: Option<(String, File)> = None;
@@ -195,6 +232,7 @@ impl Ear {
                     self.reader.recycle(bytes);
                     open = more.then_some((name, file));
                 }
+                Message::Disk(bytes) => drop(self.apply(&bytes)?),
                 other => {
                     other.expect::<TreeEnd>()?;
                     return Ok(());
@@ -282,18 +320,86 @@ impl Ear {
 }
 
 /// What can be said before anything is made.
-fn check(store: &Store, offer: &Offer, bundle: &Path, config: &[u8]) -> Result<()> {
+fn check(store: &Store, offer: &Offer) -> Result<()> {
     if store.load(&offer.id).is_ok() {
         return Err(Error::Other(format!("the destination has a container {} already; delete it first", offer.id)));
     }
-    if !bundle.join("config.json").is_file() {
-        return Err(Error::Other(format!(
-            "the destination has no bundle {}; put it there, or name another one with --bundle",
-            bundle.display()
-        )));
-    }
-    let _ = config;
     Ok(())
+}
+
+/// Bundles that came with their containers.
+const BUNDLES: &str = "/var/lib/lmrun/bundles";
+
+/// The container's bundle. What was made of it is removed when the value is dropped, unless it is [kept](Place::keep).
+struct Place {
+    path: PathBuf,
+    made: Vec<PathBuf>,
+}
+
+impl Place {
+    /// Where the source wants it, or where it is at the source, if there is one; else where lmrun puts them.
+    fn find(offer: &Offer) -> Place {
+        let wanted = PathBuf::from(OsString::from_vec(offer.bundle.clone().unwrap_or_default()));
+        let path = match wanted.is_dir() {
+            true => wanted,
+            false => Path::new(BUNDLES).join(&offer.id),
+        };
+        Place { path, made: Vec::new() }
+    }
+
+    fn rootfs(&self) -> PathBuf {
+        let config = fs::read(self.path.join("config.json")).ok();
+        let config: Option<serde_json::Value> = config.and_then(|json| serde_json::from_slice(&json).ok());
+        let path = config.as_ref().and_then(|c| c["root"]["path"].as_str()).unwrap_or("rootfs");
+        self.path.join(path)
+    }
+
+    fn has_rootfs(&self) -> bool {
+        let entries = fs::read_dir(self.rootfs()).map(|mut entries| entries.next().is_some());
+        self.path.join("config.json").is_file() && entries.unwrap_or(false)
+    }
+
+    /// Makes what is missing but the root file system's content.
+    fn make(mut self, config: &[u8]) -> Result<Place> {
+        let failed = |path: &Path| {
+            let path = path.display().to_string();
+            move |e: std::io::Error| Error::Other(format!("{path}: {e}"))
+        };
+        if !self.path.is_dir() {
+            fs::create_dir_all(&self.path).map_err(failed(&self.path))?;
+            self.made.push(self.path.clone());
+        }
+        let file = self.path.join("config.json");
+        if !file.is_file() {
+            let mut config: serde_json::Value =
+                serde_json::from_slice(config).map_err(|e| Error::Other(format!("the source's config.json: {e}")))?;
+            config["root"]["path"] = "rootfs".into();
+            self.made.push(file.clone());
+            fs::write(&file, config.to_string()).map_err(failed(&file))?;
+        }
+        Ok(self)
+    }
+
+    /// None: the root file system is there.
+    fn target(&self) -> Result<Option<disk::Target>> {
+        if self.has_rootfs() {
+            return Ok(None);
+        }
+        let root = disk::Root { name: "rootfs".into(), path: self.rootfs(), view: None, inside: "/".into() };
+        Ok(Some(disk::Target::create(vec![root])?))
+    }
+
+    fn keep(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for path in self.made.iter().rev() {
+            let _ = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
+        }
+    }
 }
 
 /// A directory for the records of a round, which goes with the value.

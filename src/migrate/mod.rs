@@ -35,6 +35,8 @@ pub enum Error {
     Engine(#[from] engine::Error),
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
     /// The checks found what blocks.
     #[error("{}", blocking(.0))]
     Refused(Vec<Finding>),

@@ -4,21 +4,45 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use prost::Message as _;
+
+use super::disk::{self, Busy, Root, Stage};
 use super::wire::message::{Extent, Present, TreeEnd};
 use super::wire::{Compression, Control, PageEncoder, Writer};
-use super::{Result, wire};
-use crate::engine::departure::Outlet;
+use super::{Error, Result, wire};
+use crate::engine::departure::{BusyFile, Outlet};
 use crate::image::pages::{PagesOf, Span};
 
 /// What the source says, pages included.
 pub struct Mouth<W: Write> {
     writer: Writer<W>,
     encoder: PageEncoder,
+    /// The file systems that go along.
+    disk: Option<disk::Source>,
+    stage: Stage,
 }
 
 impl<W: Write> Mouth<W> {
     pub fn new(writer: Writer<W>, compression: Compression) -> Self {
-        Mouth { writer, encoder: PageEncoder::new(compression) }
+        Mouth { writer, encoder: PageEncoder::new(compression), disk: None, stage: Stage::Live }
+    }
+
+    /// From now on these go along; their first copy is said at once.
+    pub fn send_disk(&mut self, roots: Vec<Root>) -> Result<disk::Round> {
+        self.disk = Some(disk::Source::open(roots).map_err(failed)?);
+        self.disk_round(&[])
+    }
+
+    /// The container is frozen.
+    pub fn freeze(&mut self) {
+        self.stage = Stage::Last;
+    }
+
+    fn disk_round(&mut self, busy: &[Busy]) -> Result<disk::Round> {
+        let Some(disk) = &mut self.disk else { return Ok(disk::Round::default()) };
+        let writer = &mut self.writer;
+        let mut emit = |message: disk::Message| writer.send_disk(&message.encode_to_vec()).map_err(io::Error::other);
+        disk.round(self.stage, busy, &mut emit).map_err(failed)
     }
 
     /// Says it, and waits for nobody.
@@ -36,7 +60,16 @@ impl<W: Write> Mouth<W> {
     }
 }
 
+fn failed(error: disk::Error) -> Error {
+    Error::Disk(error)
+}
+
 impl<W: Write> Outlet for Mouth<W> {
+    fn files(&mut self, busy: &[BusyFile]) -> io::Result<()> {
+        let busy: Vec<Busy> = busy.iter().map(|b| Busy { path: b.path.clone(), mapped: b.mapped }).collect();
+        self.disk_round(&busy).map(drop).map_err(io::Error::other)
+    }
+
     fn images(&mut self, dir: &Path) -> io::Result<()> {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;

@@ -7,13 +7,15 @@
 
 use std::time::{Duration, Instant};
 
+use super::disk::Root;
 use super::events::{self, Event, Phase, Summary, micros};
 use super::handover::Verdict;
 use super::ledger::{self, Note};
 use super::outlet::Mouth;
 use super::transport::{self, Channel, Link, Output};
 use super::wire::message::{
-    Commit, Done, Findings, Hello, Lack, Offer, Part, Ping, Pong, Ready, Refuse, Round, RoundDone, RoundEnd, Running,
+    Accept, Commit, Done, Findings, Hello, Lack, Offer, Part, Ping, Pong, Ready, Refuse, Round, RoundDone, RoundEnd,
+    Running,
 };
 use super::wire::{self, Message, PROTOCOL, Reader};
 use super::{Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, settle};
@@ -54,11 +56,15 @@ pub fn run(
     let pace = options.bandwidth.map(transport::Pace::new);
     let channel = transport::connect(destination, &[], pace).map_err(Failed::untouched)?;
     let mut session = Session::open(channel, &token, options, observer).map_err(Failed::untouched)?;
-    session.verify(&leaving, options).map_err(|e| session.untouched(e))?;
+    let mut departure = leaving.depart().map_err(Failed::untouched)?;
+    departure.verify().map_err(|e| session.running(e.into()))?;
+    let disk = session.verify(&leaving, options).map_err(|e| session.untouched(e))?;
     if options.check {
         return Ok(Outcome::Checked);
     }
-    let mut departure = leaving.depart().map_err(Failed::untouched)?;
+    if disk {
+        session.send_disk(&leaving).map_err(|e| session.untouched(e))?;
+    }
     let mut missing = Vec::new();
     if !options.offline {
         session.pre_copy(&mut departure, &mut missing, options).map_err(|e| session.running(e))?;
@@ -146,8 +152,8 @@ impl<'a> Session<'a> {
         let _ = self.mouth.say(&super::wire::message::Abort { reason: error.to_string() });
     }
 
-    /// Offers the container and answers what the destination asks until it accepts.
-    fn verify(&mut self, leaving: &Leaving, options: &Options) -> Result<()> {
+    /// Offers the container and answers what the destination asks until it accepts. True: it lacks the root file system.
+    fn verify(&mut self, leaving: &Leaving, options: &Options) -> Result<bool> {
         (self.observer)(Event::Phase { phase: Phase::Verify });
         let state = leaving.state();
         let offer = Offer {
@@ -162,7 +168,7 @@ impl<'a> Session<'a> {
         self.mouth.writer().send_image("config.json", &leaving.config()?)?;
         self.mouth.writer().flush()?;
         let (mut blocks, mut warns) = (0, 0);
-        loop {
+        let disk = loop {
             match self.reader.recv() {
                 Ok(Message::Ping(Ping { sent })) => {
                     let (monotonic, boottime) = leaving.clocks();
@@ -175,16 +181,25 @@ impl<'a> Session<'a> {
                     warns += list.iter().filter(|f| !f.blocks).count() as u32;
                     list.iter().for_each(|f| (self.observer)(f.into()));
                 }
-                Ok(Message::Accept(_)) => break,
+                Ok(Message::Accept(Accept { disk })) => break disk,
                 Ok(Message::Refuse(Refuse { reason })) => return Err(Error::Other(reason)),
                 Ok(other) => {
-                    other.expect::<super::wire::message::Accept>()?;
+                    other.expect::<Accept>()?;
                 }
                 Err(e) => return Err(self.link.explain(e)),
             }
-        }
+        };
         (self.observer)(Event::Verified { blocks, warns });
-        Ok(())
+        Ok(disk)
+    }
+
+    /// The first copy of the root file system.
+    fn send_disk(&mut self, leaving: &Leaving) -> Result<()> {
+        (self.observer)(Event::Phase { phase: Phase::Prepare });
+        let rootfs = &leaving.state().rootfs;
+        let root = Root { name: "rootfs".into(), path: rootfs.clone(), view: None, inside: "/".into() };
+        self.mouth.send_disk(vec![root])?;
+        Ok(self.mouth.writer().flush()?)
     }
 
     fn pre_copy(
@@ -201,7 +216,7 @@ impl<'a> Session<'a> {
             self.rounds += 1;
             let before = self.mouth.sent();
             self.mouth.say(&Round { number: self.rounds, last: false })?;
-            let sent = departure.round(missing, &mut || Ok(()), &mut self.mouth)?;
+            let sent = departure.round(missing, &mut self.mouth)?;
             self.mouth.say(&RoundEnd { number: self.rounds })?;
             let done: RoundDone = self.hear()?;
             *missing = lacking(&done)?;
@@ -237,20 +252,21 @@ impl<'a> Session<'a> {
     }
 
     /// The last round. When this returns, the destination has all and stands still, too.
-    fn freeze<'d>(
+    fn freeze(
         &mut self,
-        departure: &'d mut Departure,
+        departure: &mut Departure,
         leaving: &Leaving,
         missing: &[(PagesOf, Span)],
-    ) -> Result<Standing<'d>> {
+    ) -> Result<Standing> {
         (self.observer)(Event::Phase { phase: Phase::Freeze });
         self.link.patience.set(FREEZE_PATIENCE);
         self.rounds += 1;
         let number = self.rounds;
         let mut parts = Parts::begin();
-        self.mouth.say(&Round { number, last: true })?;
         let mut stopped = departure.stop(&leaving.extra_files())?;
+        self.mouth.say(&Round { number, last: true })?;
         parts.end("freeze and collect");
+        self.mouth.freeze();
         stopped.send(missing, &mut self.mouth)?;
         parts.end("send memory");
         loop {
@@ -272,7 +288,7 @@ impl<'a> Session<'a> {
     }
 
     /// The right to run is ours again, and the container runs.
-    fn taken_back(&mut self, mut held: Held<'_>, leaving: &Leaving, error: Error) -> Failed {
+    fn taken_back(&mut self, mut held: Held, leaving: &Leaving, error: Error) -> Failed {
         let thawed = held.take_back().map_err(Error::from).and_then(|()| Ok(Note::remove(&leaving.dir())?));
         if let Err(error) = thawed {
             (self.observer)(Event::Warning { text: error.to_string() });
@@ -283,7 +299,7 @@ impl<'a> Session<'a> {
     /// From `Ready` to the end of the container here.
     fn hand_over(
         &mut self,
-        standing: Standing<'_>,
+        standing: Standing,
         leaving: &Leaving,
         destination: &Destination,
         options: &Options,
@@ -363,8 +379,8 @@ fn run_hook(command: &str, id: &str) -> Result<()> {
 }
 
 /// A container that stands still here and is complete there.
-struct Standing<'d> {
-    held: Held<'d>,
+struct Standing {
+    held: Held,
     parts: Parts,
 }
 

@@ -1,7 +1,8 @@
 //! A container that comes from elsewhere: built as by `create`, with an init that is driven.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::LinuxNamespaceType;
@@ -13,6 +14,7 @@ use super::restore::{raise_puppet, wait_ready};
 use super::state::{Status, Store};
 use super::{Error, Result, start, streams};
 use crate::engine::{ClockOffsets, Puppet};
+use crate::sys::file;
 
 /// A container of which there are namespaces, cgroup, mounts and a puppet. Dropped, it is unmade.
 #[derive(Debug)]
@@ -49,12 +51,27 @@ impl Arriving {
     ///
     /// `images` has the records that were made last.
     pub fn external(&self, images: &Path) -> Result<Vec<(String, OwnedFd)>> {
-        let null = |_| File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-        streams::replaced(images, &null)
+        let root = format!("/proc/{}/root", self.init.pid);
+        let root = File::open(&root).map_err(|e| Error::io(root, e))?;
+        streams::replaced(images, &|_| null(root.as_fd()))
     }
 
     /// It runs.
-    pub fn finish(self) -> Result<Process> {
+    pub fn finish(mut self) -> Result<Process> {
+        self.container.forget_streams();
         self.container.finish(Status::Running, None)
     }
+}
+
+/// The container's own /dev/null, so that it is nothing from outside any more; the host's where it has made another thing of
+/// it.
+fn null(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const NULL: u64 = libc::makedev(1, 3);
+    let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let own = file::open_in(root, b"/dev/null", libc::O_PATH as u32)?;
+    match file::stat(&own)? {
+        s if s.kind() == libc::S_IFCHR && s.rdev == NULL => {}
+        _ => return File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from),
+    }
+    Ok(file::reopen(&own, flags as u32)?.into())
 }

@@ -222,6 +222,11 @@ impl HalfMade {
         copied_up.iter().try_for_each(|mount| copyup::copy(pid, &self.state.rootfs, mount))
     }
 
+    /// Nothing of its standard streams comes from outside.
+    pub fn forget_streams(&mut self) {
+        self.state.streams.clear();
+    }
+
     /// The container is made: saves its status and writes the pid file.
     pub fn finish(mut self, status: Status, pid_file: Option<&Path>) -> Result<Process> {
         self.state.status = status;

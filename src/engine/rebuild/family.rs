@@ -20,26 +20,68 @@ pub struct StandIns {
     all: BTreeMap<u32, (Built, u32)>,
 }
 
-/// Makes all processes around the first one, with their address spaces and sessions.
-pub fn raise(site: &mut Site, all: &mut BTreeMap<u32, Built>) -> Result<StandIns> {
-    let processes = site.plan.tree.processes.clone();
-    let root = &processes[0];
-    settle_space(site, all, root, None, &processes)?;
-    become_leader(all, root)?;
-    let mut stand_ins = StandIns::default();
-    children(site, all, &mut stand_ins, root, &processes)?;
-    Ok(stand_ins)
+/// The first process, with its address space.
+pub fn root(site: &mut Site, all: &mut BTreeMap<u32, Built>) -> Result<()> {
+    let root = site.process(1)?;
+    settle_space(site, all, &root, None)
 }
 
-/// Makes those that are not there yet.
-pub fn join(site: &mut Site, all: &mut BTreeMap<u32, Built>, stand_ins: &mut StandIns) -> Result<()> {
-    let processes = site.plan.tree.processes.clone();
-    for p in &processes {
-        early(site, all, stand_ins, p, &processes)?;
-        become_leader(all, p)?;
-        children(site, all, stand_ins, p, &processes)?;
+/// Makes process `pid`, with its address space, and whoever must be there before it, unless they are.
+pub fn bring(site: &mut Site, all: &mut BTreeMap<u32, Built>, stand_ins: &mut StandIns, pid: u32) -> Result<()> {
+    if all.contains_key(&pid) {
+        return Ok(());
     }
+    let p = site.process(pid)?;
+    let parent = p.entry.ppid;
+    let (maker, flags) = match site.plan.births[&pid] {
+        Birth::Child { before_setsid } => {
+            bring(site, all, stand_ins, parent)?;
+            if !before_setsid {
+                lead(site, all, stand_ins, parent)?;
+            }
+            (parent, 0)
+        }
+        Birth::Sibling { maker } => {
+            bring(site, all, stand_ins, maker)?;
+            lead(site, all, stand_ins, maker)?;
+            (maker, libc::CLONE_PARENT)
+        }
+        Birth::Orphan { session } => {
+            bring(site, all, stand_ins, parent)?;
+            stand_ins.session(site, all, session, parent)?;
+            (session, libc::CLONE_PARENT)
+        }
+    };
+    let maker_built = match stand_ins.all.get_mut(&maker) {
+        Some((b, _)) => b,
+        None => built(all, maker)?,
+    };
+    let child = fork(maker_built, pid, flags, site)?;
+    all.insert(pid, child);
+    // A stand-in has the memory of the process that made it.
+    let shaped_by = stand_ins.all.get(&maker).map_or(maker, |(_, parent)| *parent);
+    settle_space(site, all, &p, Some(shaped_by))
+}
+
+/// Begins the session of its own that a process has, with the children that it had before.
+fn lead(site: &mut Site, all: &mut BTreeMap<u32, Built>, stand_ins: &mut StandIns, pid: u32) -> Result<()> {
+    let p = site.process(pid)?;
+    if p.entry.sid != pid || session(built(all, pid)?.pid)? == pid {
+        return Ok(());
+    }
+    let births = &site.plan.births;
+    let early = |c: &&Process| c.entry.ppid == pid && births[&c.entry.pid] == Birth::Child { before_setsid: true };
+    let early: Vec<u32> = site.plan.tree.processes.iter().filter(early).map(|c| c.entry.pid).collect();
+    early.into_iter().try_for_each(|child| bring(site, all, stand_ins, child))?;
+    built(all, pid)?.main.call("setsid", libc::SYS_setsid, [])?;
     Ok(())
+}
+
+/// Makes all processes that are not there yet, with their sessions.
+pub fn raise(site: &mut Site, all: &mut BTreeMap<u32, Built>, stand_ins: &mut StandIns) -> Result<()> {
+    let pids: Vec<u32> = site.plan.tree.processes.iter().map(|p| p.entry.pid).collect();
+    pids.iter().try_for_each(|pid| bring(site, all, stand_ins, *pid))?;
+    pids.iter().try_for_each(|pid| lead(site, all, stand_ins, *pid))
 }
 
 /// Ends those that are gone or have other parents or sessions by now, and all below them. Whose memory is gone with them is
@@ -52,7 +94,9 @@ pub fn part(all: &mut BTreeMap<u32, Built>, before: &[Process], now: &[Process])
         let parent = if left(p.entry.ppid) { 1 } else { p.entry.ppid };
         let same = now.iter().find(|n| n.entry.pid == p.entry.pid).is_some_and(|n| {
             let session = n.entry.sid == p.entry.sid || n.entry.sid == n.entry.pid;
-            n.entry.pid == 1 || (n.entry.ppid == parent && session)
+            // What was made as a zombie has no memory of its own.
+            let alive = p.alive.is_some() || n.alive.is_none();
+            n.entry.pid == 1 || (n.entry.ppid == parent && session && alive)
         });
         if !same || (!left(p.entry.ppid) && leaving.contains(&p.entry.ppid)) {
             leaving.insert(p.entry.pid);
@@ -87,100 +131,14 @@ pub fn settle(site: &Site, all: &mut BTreeMap<u32, Built>, mut stand_ins: StandI
 }
 
 /// The parts of a new process that come before it has children.
-fn settle_space(
-    site: &mut Site,
-    all: &mut BTreeMap<u32, Built>,
-    p: &Process,
-    maker: Option<u32>,
-    processes: &[Process],
-) -> Result<()> {
+fn settle_space(site: &mut Site, all: &mut BTreeMap<u32, Built>, p: &Process, maker: Option<u32>) -> Result<()> {
     let Some(alive) = &p.alive else { return Ok(()) };
-    let from = maker.and_then(|m| processes.iter().find(|p| p.entry.pid == m)).and_then(|p| p.alive.as_ref());
-    space::shape(site, built(all, p.entry.pid)?, p.entry.pid, alive, from.map(|a| &a.mm))
-}
-
-fn become_leader(all: &mut BTreeMap<u32, Built>, p: &Process) -> Result<()> {
-    if p.entry.sid != p.entry.pid {
-        return Ok(());
-    }
-    let me = built(all, p.entry.pid)?;
-    if session(me.pid)? != p.entry.sid {
-        me.main.call("setsid", libc::SYS_setsid, [])?;
-    }
-    Ok(())
+    let from = maker.map(|m| site.process(m)).transpose()?.and_then(|p| p.alive).map(|a| a.mm);
+    space::shape(site, built(all, p.entry.pid)?, p.entry.pid, alive, from.as_ref())
 }
 
 fn session(pid: pid_t) -> Result<u32> {
     proc::status(pid).and_then(|s| s.innermost("NSsid")).map_err(|e| Error::proc(pid, e))
-}
-
-/// Makes the children of `parent`, each followed by its own.
-fn children(
-    site: &mut Site,
-    all: &mut BTreeMap<u32, Built>,
-    stand_ins: &mut StandIns,
-    parent: &Process,
-    processes: &[Process],
-) -> Result<()> {
-    for p in processes.iter().filter(|p| p.entry.ppid == parent.entry.pid) {
-        if all.contains_key(&p.entry.pid) {
-            continue;
-        }
-        let birth = site.plan.births[&p.entry.pid];
-        if birth == (Birth::Child { before_setsid: true }) {
-            continue; // made before its parent became a session leader
-        }
-        make(site, all, stand_ins, p, birth, processes)?;
-    }
-    Ok(())
-}
-
-fn make(
-    site: &mut Site,
-    all: &mut BTreeMap<u32, Built>,
-    stand_ins: &mut StandIns,
-    p: &Process,
-    birth: Birth,
-    processes: &[Process],
-) -> Result<()> {
-    let e = &p.entry;
-    let (maker, flags) = match birth {
-        Birth::Child { .. } => (e.ppid, 0),
-        Birth::Sibling { maker } => (maker, libc::CLONE_PARENT),
-        Birth::Orphan { session } => {
-            stand_ins.session(site, all, session, e.ppid)?;
-            (session, libc::CLONE_PARENT)
-        }
-    };
-    let maker_built = match stand_ins.all.get_mut(&maker) {
-        Some((b, _)) => b,
-        None => built(all, maker)?,
-    };
-    let child = fork(maker_built, e.pid, flags, site)?;
-    all.insert(e.pid, child);
-    // A stand-in has the memory of the process that made it.
-    let shaped_by = stand_ins.all.get(&maker).map_or(maker, |(_, parent)| *parent);
-    settle_space(site, all, p, Some(shaped_by), processes)?;
-    early(site, all, stand_ins, p, processes)?;
-    become_leader(all, p)?;
-    children(site, all, stand_ins, p, processes)
-}
-
-/// Makes the children that a process had before it began a session of its own.
-fn early(
-    site: &mut Site,
-    all: &mut BTreeMap<u32, Built>,
-    stand_ins: &mut StandIns,
-    parent: &Process,
-    processes: &[Process],
-) -> Result<()> {
-    let birth = Birth::Child { before_setsid: true };
-    for c in processes.iter().filter(|c| c.entry.ppid == parent.entry.pid) {
-        if !all.contains_key(&c.entry.pid) && site.plan.births[&c.entry.pid] == birth {
-            make(site, all, stand_ins, c, birth, processes)?;
-        }
-    }
-    Ok(())
 }
 
 /// clone3(2) with the pid that the new process is to have.

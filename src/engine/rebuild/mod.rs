@@ -20,6 +20,7 @@ use super::network::Revival;
 use super::plan::{self, Plan};
 use super::res::fd::{Workshop, inotify, unix};
 use super::res::{sysv, tmpfs};
+use super::tree::Process;
 use super::{Error, Puppet as FirstPuppet, Result};
 use crate::image::dir;
 use crate::image::format;
@@ -87,7 +88,9 @@ impl Plan {
         let (mut site, init) = Site::begin(self, first)?;
         site.shop.network = Revival::prepare(init.pid, &mut site.plan.tree)?;
         let mut all = BTreeMap::from([(1, init)]);
-        let stand_ins = family::raise(&mut site, &mut all)?;
+        let mut stand_ins = family::StandIns::default();
+        family::root(&mut site, &mut all)?;
+        family::raise(&mut site, &mut all, &mut stand_ins)?;
         family::settle(&site, &mut all, stand_ins)?;
         site.report.forking = start.elapsed();
         let ready = site.finish(all)?;
@@ -125,6 +128,11 @@ impl Site {
             report,
         };
         Ok((site, init))
+    }
+
+    /// The record of a process.
+    pub fn process(&self, pid: u32) -> Result<Process> {
+        self.plan.tree.processes.iter().find(|p| p.entry.pid == pid).cloned().ok_or_else(|| missing(pid))
     }
 
     /// All that is left when the processes are there with their memory. They stand still until [`Ready::go`].

@@ -129,18 +129,25 @@ impl Target {
         Ok(())
     }
 
+    /// It stays; without this it is removed when this value is dropped.
+    pub fn commit(mut self) -> Kept {
+        self.committed = true;
+        Kept(self.trees.iter().map(|tree| tree.path.clone()).collect())
+    }
+}
+
+/// What stays.
+#[derive(Debug)]
+pub struct Kept(Vec<PathBuf>);
+
+impl Kept {
     /// Asks the disks to have it all; takes as long as they do.
     pub fn sync(&self) -> Result<()> {
-        for tree in &self.trees {
-            let failed = Error::io("write", &tree.path);
-            File::open(&tree.path).and_then(|dir| Ok(nix::unistd::syncfs(dir)?)).map_err(failed)?;
+        for path in &self.0 {
+            let failed = Error::io("write", path);
+            File::open(path).and_then(|dir| Ok(nix::unistd::syncfs(dir)?)).map_err(failed)?;
         }
         Ok(())
-    }
-
-    /// It stays; without this it is removed when this value is dropped.
-    pub fn commit(mut self) {
-        self.committed = true;
     }
 }
 

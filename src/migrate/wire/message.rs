@@ -98,7 +98,11 @@ pub struct Finding {
 
 /// The destination is ready to receive.
 #[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
-pub struct Accept {}
+pub struct Accept {
+    /// It has no root file system for the container: it is to be sent.
+    #[prost(bool, tag = "1")]
+    pub disk: bool,
+}
 
 /// The destination will not have it; the findings before say why.
 #[derive(Clone, PartialEq, Eq, ::prost::Message)]

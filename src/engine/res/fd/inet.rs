@@ -37,10 +37,10 @@ impl FdKind for InetSocket {
             }
             Err(e) => return Err(Error::Socket { id, source: e }),
         };
-        if facts.kind.has_peer() && !all.keep_established {
+        if facts.kind.has_peer() && !all.keep_established() {
             return f.refuse("is an established TCP connection", "use --tcp-established to keep it");
         }
-        if facts.pending > 0 {
+        if facts.pending > 0 && all.is_whole() {
             let why = format!("{} connections wait to be accepted", facts.pending);
             return f.refuse(why, "try again once the program has accepted them");
         }

@@ -35,6 +35,10 @@ impl FdKind for Inotify {
     }
 
     fn dump(f: &FdFacts, id: u32, all: &mut Collected) -> Result<FileEntry> {
+        if !all.is_whole() {
+            let record = InotifyFileEntry { id, flags: f.flags(), fown: f.owner()?, wd: Vec::new() };
+            return Ok(FileEntry { r#type: Self::TYPE as i32, id, ify: Some(record), ..FileEntry::default() });
+        }
         if sockopt::inq(f.dup.as_fd()).map_err(|e| Error::proc(f.pid, e))? > 0 {
             return f.refuse("holds events that nobody has read", "try again once the program has read them");
         }

@@ -24,6 +24,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use libc::{c_int, pid_t};
 
+use crate::engine::collect::Depth;
 use crate::engine::network::Revival;
 use crate::engine::{Error, Result, Why};
 use crate::image::records::files::{FdTypes, FileEntry, FownEntry, PipeDataEntry};
@@ -100,7 +101,7 @@ pub struct Collected {
     pub root: OwnedFd,
     /// Links of files that a restore gets replaced.
     pub external: Vec<Vec<u8>>,
-    pub keep_established: bool,
+    pub depth: Depth,
     pub files: Vec<FileEntry>,
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     pub socket_queues: Vec<(SkPacketEntry, Vec<u8>)>,
@@ -111,6 +112,18 @@ pub struct Collected {
     pub socket_extras: Vec<LmrunSocket>,
     pub(crate) pipes: BTreeMap<u32, pipe::Seen>,
     pub(crate) unix: unix::Seen,
+}
+
+impl Collected {
+    /// Whether connections may be refused for being established.
+    pub fn keep_established(&self) -> bool {
+        self.depth != Depth::Whole { keep_established: false }
+    }
+
+    /// Whether what is on its way counts.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.depth, Depth::Whole { .. })
+    }
 }
 
 /// What kinds share while files are created.

@@ -227,7 +227,7 @@ fn name(f: &FdFacts, r: &mut UnixSkEntry, all: &Collected) -> Result<bool> {
 /// Once all descriptors are known: refuses sockets that lead out of the container, and reads the queues.
 pub fn finish(all: &mut Collected) -> Result<()> {
     let sockets = std::mem::take(&mut all.unix.sockets);
-    if sockets.is_empty() {
+    if sockets.is_empty() || !all.is_whole() {
         return Ok(());
     }
     let init = all.unix.init;
