@@ -1,6 +1,8 @@
 //! Live migration: a container goes on at another host.
 
 pub mod address;
+pub mod capture;
+pub mod conntrack;
 pub mod destination;
 pub mod disk;
 pub mod engines;

@@ -31,7 +31,7 @@ const NLMSG_ERROR: u16 = 2;
 /// include/uapi/linux/netlink.h: the end of a dump, with an error that is usually 0.
 const NLMSG_DONE: u16 = 3;
 /// Length of `struct nlmsghdr`.
-const HEADER: usize = 16;
+pub const HEADER: usize = 16;
 
 /// Several requests that go to the kernel in one send(2).
 #[derive(Debug, Default)]
@@ -41,6 +41,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// What goes to the kernel.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Appends a request: `header` is the fixed part of its family, `attributes` writes the rest.
     pub fn request(&mut self, kind: u16, flags: u16, header: &[u8], attributes: impl FnOnce(&mut Attributes<'_>)) {
         let start = self.bytes.len();

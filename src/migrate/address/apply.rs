@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::read::{self, Link};
-use super::{Address, Interface, Interfaces, Neighbour, Result, Route, family, netlink, within};
+use super::{Address, Interface, Interfaces, Neighbour, Result, Route, Silence, Silencer, family, netlink, within};
 use crate::sys::netlink::{Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkSocket};
 use crate::sys::rtnetlink::{self as rt, AddressHeader, HopHeader, LinkHeader, NeighbourHeader, RouteHeader};
 use crate::sys::rtnetlink::{ifa, ifla, nda, rta};
@@ -18,17 +18,46 @@ const ADDRESS_FLAGS: u32 = ifa::F_MANAGETEMPADDR | ifa::F_NOPREFIXROUTE | ifa::F
 
 impl Interfaces {
     /// Makes the interfaces of `netns` like these: name, hardware address, MTU, addresses, routes, neighbours, rules. What
-    /// is there and is not here goes. An interface is the one of the same name, or the only one.
+    /// is there and is not here goes. An interface is the one of the same name, or the only one. Needs CAP_NET_ADMIN in
+    /// the namespace's owner.
     ///
-    /// The addresses answer at once, unless the namespace is silent ([`super::Silence`]). Needs CAP_NET_ADMIN in the
-    /// namespace's owner.
+    /// The addresses answer at once: [`Interfaces::stand_by`] is for those that have another place as well.
     ///
     /// Returns what could not be done, one sentence each.
     pub fn apply(&self, netns: BorrowedFd<'_>) -> Result<Vec<String>> {
+        let mut problems = self.rename(netns)?;
+        problems.extend(self.make(netns)?);
+        Ok(problems)
+    }
+
+    /// As [`Interfaces::apply`], in silence from the first address on.
+    pub fn stand_by(&self, netns: BorrowedFd<'_>) -> Result<(Silence, Vec<String>)> {
+        // With its name an interface loses its chains, since Linux 6.16.
+        let mut problems = self.rename(netns)?;
+        let silence = Silencer::open(netns)?.impose()?;
+        problems.extend(self.make(netns)?);
+        Ok((silence, problems))
+    }
+
+    /// Gives the interfaces their names.
+    fn rename(&self, netns: BorrowedFd<'_>) -> Result<Vec<String>> {
         self.check()?;
         within(netns, || {
-            let socket = NetlinkSocket::route().map_err(netlink("open rtnetlink"))?;
-            let mut work = Work { socket, problems: Vec::new() };
+            let mut work = Work::begin()?;
+            for (wanted, link) in work.pairs(self)? {
+                if wanted.name != link.name {
+                    let name = |a: &mut Attributes<'_>| a.put_name(ifla::IFNAME, &wanted.name);
+                    let done = work.change(&link, name);
+                    work.note(|| format!("{}: name", wanted.name), done);
+                }
+            }
+            Ok(work.problems)
+        })
+    }
+
+    fn make(&self, netns: BorrowedFd<'_>) -> Result<Vec<String>> {
+        within(netns, || {
+            let mut work = Work::begin()?;
             work.interfaces(self)?;
             let links = read::links(&work.socket)?;
             let index = links.iter().map(|link| (link.name.clone(), link.index)).collect();
@@ -46,6 +75,11 @@ struct Work {
 }
 
 impl Work {
+    fn begin() -> Result<Self> {
+        let socket = NetlinkSocket::route().map_err(netlink("open rtnetlink"))?;
+        Ok(Self { socket, problems: Vec::new() })
+    }
+
     /// One request; the kernel's answer.
     fn ask(
         &self,
@@ -66,42 +100,43 @@ impl Work {
         }
     }
 
-    fn interfaces(&mut self, wanted: &Interfaces) -> Result<()> {
-        let mut links: Vec<Link> = read::links(&self.socket)?.into_iter().filter(|link| !link.loopback).collect();
+    /// Each interface with the link that is to be it.
+    fn pairs<'a>(&self, wanted: &'a Interfaces) -> Result<Vec<(&'a Interface, Link)>> {
+        let links: Vec<Link> = read::links(&self.socket)?.into_iter().filter(|link| !link.loopback).collect();
         let only = wanted.interfaces.len() == 1 && links.len() == 1;
-        for interface in &wanted.interfaces {
-            let Some(link) = links.iter_mut().find(|link| only || link.name == interface.name) else {
-                self.problems.push(format!("there is no interface {} at the destination", interface.name));
-                continue;
-            };
-            self.link(interface, link);
+        let find = |interface: &Interface| links.iter().find(|link| only || link.name == interface.name).cloned();
+        Ok(wanted.interfaces.iter().filter_map(|interface| Some((interface, find(interface)?))).collect())
+    }
+
+    fn interfaces(&mut self, wanted: &Interfaces) -> Result<()> {
+        let pairs = self.pairs(wanted)?;
+        for interface in wanted.interfaces.iter().filter(|interface| !pairs.iter().any(|(i, _)| i == interface)) {
+            self.problems.push(format!("there is no interface {} at the destination", interface.name));
+        }
+        for (interface, link) in pairs {
+            self.link(interface, &link);
             self.addresses(interface, link.index)?;
         }
         Ok(())
     }
 
-    fn link(&mut self, wanted: &Interface, link: &Link) {
-        let header = |flags, change| LinkHeader { index: link.index, flags, change, ..LinkHeader::default() }.bytes();
-        let differs = link.name != wanted.name || link.mac != wanted.mac && !wanted.mac.is_empty();
-        let set = |attributes: &mut Attributes<'_>| {
-            if link.name != wanted.name {
-                attributes.put_name(ifla::IFNAME, &wanted.name);
-            }
-            if link.mac != wanted.mac && !wanted.mac.is_empty() {
-                attributes.put(ifla::ADDRESS, &wanted.mac);
-            }
-        };
-        let name = || format!("{}: name and hardware address", wanted.name);
-        if differs {
-            let mut done = self.ask(rt::RTM_NEWLINK, 0, &header(0, 0), set);
-            // Some drivers and older kernels change neither while it is up.
-            if done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
-                done = self
-                    .ask(rt::RTM_NEWLINK, 0, &header(0, UP), |_| {})
-                    .and_then(|()| self.ask(rt::RTM_NEWLINK, 0, &header(0, 0), set));
-            }
-            self.note(name, done);
+    /// Changes what some drivers and older kernels do not change while the link is up.
+    fn change(&self, link: &Link, attributes: impl Fn(&mut Attributes<'_>)) -> io::Result<()> {
+        let header = |change| LinkHeader { index: link.index, change, ..LinkHeader::default() }.bytes();
+        match self.ask(rt::RTM_NEWLINK, 0, &header(0), &attributes) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => self
+                .ask(rt::RTM_NEWLINK, 0, &header(UP), |_| {})
+                .and_then(|()| self.ask(rt::RTM_NEWLINK, 0, &header(0), &attributes)),
+            done => done,
         }
+    }
+
+    fn link(&mut self, wanted: &Interface, link: &Link) {
+        if link.mac != wanted.mac && !wanted.mac.is_empty() {
+            let done = self.change(link, |a| a.put(ifla::ADDRESS, &wanted.mac));
+            self.note(|| format!("{}: hardware address", wanted.name), done);
+        }
+        let header = |flags, change| LinkHeader { index: link.index, flags, change, ..LinkHeader::default() }.bytes();
         if link.mtu != wanted.mtu {
             let mtu = wanted.mtu.to_ne_bytes();
             let done = self.ask(rt::RTM_NEWLINK, 0, &header(0, 0), |a| a.put(ifla::MTU, &mtu));

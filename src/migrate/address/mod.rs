@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! source                                destination
-//! Silencer::open                         Silencer::open, impose
-//! Interfaces::read  -------------------> Interfaces::apply            while the container still runs
+//! Silencer::open
+//! Interfaces::read  -------------------> Interfaces::stand_by         while the container still runs
 //! (the container is frozen)
 //! Silencer::impose                                                    nobody is answered by either
 //! Silence::keep (it has left)            Silence::lift, announce      it runs here
@@ -19,6 +19,7 @@ mod read;
 mod silence;
 
 pub use announce::{Announcement, announce};
+pub(super) use read::Link;
 pub use silence::{Silence, Silencer};
 
 use std::io;
@@ -27,6 +28,7 @@ use std::os::fd::BorrowedFd;
 
 use prost::Message;
 
+use crate::sys::netlink::NetlinkSocket;
 use crate::sys::netns;
 use crate::sys::rtnetlink::{ifa, nda};
 
@@ -46,12 +48,18 @@ pub enum Error {
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-fn netlink(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn netlink(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Netlink { what, source }
 }
 
+/// The links of the calling thread's network namespace.
+pub(super) fn links() -> Result<Vec<Link>> {
+    let socket = NetlinkSocket::route().map_err(netlink("open rtnetlink"))?;
+    read::links(&socket)
+}
+
 /// Runs `work` in the network namespace `netns`.
-fn within<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn within<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     netns::within(netns, work).map_err(Error::Namespace)?
 }
 
@@ -303,7 +311,7 @@ fn check_name(name: &str) -> Result<()> {
     if good { Ok(()) } else { Err(Error::Wrong(format!("{name:?} is no name of an interface"))) }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),

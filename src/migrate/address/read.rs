@@ -10,7 +10,7 @@ use crate::sys::rtnetlink::{bytes, ifa, ifla, name, nda, number, rta};
 
 /// A link as the kernel counts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Link {
+pub struct Link {
     pub index: u32,
     pub name: String,
     pub kind: String,
@@ -18,6 +18,14 @@ pub(super) struct Link {
     pub mtu: u32,
     pub flags: u32,
     pub loopback: bool,
+    /// Index of the other end, of a veth or macvlan; perhaps in another namespace.
+    pub other: Option<u32>,
+}
+
+impl Link {
+    pub fn is_up(&self) -> bool {
+        self.flags & libc::IFF_UP as u32 != 0
+    }
 }
 
 /// All links of the socket's namespace.
@@ -37,6 +45,7 @@ fn link(payload: &[u8]) -> Option<Link> {
         mtu: number(&a, ifla::MTU).unwrap_or_default(),
         flags: header.flags,
         loopback: header.flags & libc::IFF_LOOPBACK as u32 != 0,
+        other: number(&a, ifla::LINK),
     })
 }
 

@@ -50,7 +50,8 @@ pub struct Silence(Silencer);
 
 impl Silencer {
     /// Makes the chains in `netns`, which takes some milliseconds: before the container is frozen. They are there until
-    /// this is dropped or this process ends. Interfaces that come later are not silenced.
+    /// this is dropped or this process ends. Interfaces that come or are renamed later
+    /// are not silenced.
     pub fn open(netns: BorrowedFd<'_>) -> Result<Self> {
         within(netns, || {
             let route = NetlinkSocket::route().map_err(netlink("open rtnetlink"))?;
