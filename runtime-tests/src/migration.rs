@@ -2,7 +2,7 @@
 //! pre-copy or without.
 
 use std::fs;
-use std::io::{BufReader, Error, Read, Result, Write};
+use std::io::{BufRead, BufReader, Error, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -289,9 +289,13 @@ impl<'a> Migration<'a> {
     /// Destination and source are reached as by ssh(1), for which a script stands in that enters the destination's network
     /// namespace.
     pub fn migrate(&self, flags: &[&str]) -> Result<Vec<String>> {
+        self.migrate_to(&self.url(), flags)
+    }
+
+    fn migrate_to(&self, url: &str, flags: &[&str]) -> Result<Vec<String>> {
         let mut migrate = self.migrate_command()?;
         migrate.arg("--json").args(["--on-commit", &self.hosts.move_command()]).args(flags);
-        migrate.arg(&self.source.id).arg(self.url());
+        migrate.arg(&self.source.id).arg(url).env("LMRUN_PKI", self.source.dir.join("pki"));
         let out = self.source.dir.join("migrate.json");
         let log = self.source.log("migrate")?;
         let mut child = self.hosts.source.within(|| migrate.stdout(fs::File::create(&out)?).stderr(log).spawn())?;
@@ -299,6 +303,44 @@ impl<'a> Migration<'a> {
         let said = fs::read_to_string(out)?;
         ended.map_err(|e| Error::other(format!("{e}\n{said}")))?;
         Ok(said.lines().map(str::to_owned).collect())
+    }
+
+    /// As [`Migration::migrate`], over TLS: the two hosts are paired, and one listens.
+    pub fn migrate_over_tls(&self, flags: &[&str]) -> Result<Vec<String>> {
+        let pki = [&self.source, &self.destination].map(|side| side.dir.join("pki"));
+        let address = format!("{DESTINATION}:7677");
+        let mut wait = self.destination.command();
+        wait.args(["pair", "--name", "there", "--listen", &address]).env("LMRUN_PKI", &pki[1]);
+        let waiting = wait.stdout(Stdio::piped()).stderr(self.destination.log("pair")?);
+        let mut waiting = self.hosts.destination.within(|| waiting.spawn())?;
+        let mut said = BufReader::new(waiting.stdout.take().ok_or_else(|| Error::other("stdout"))?).lines();
+        // What it prints is what one types at the other host.
+        let typed = said.by_ref().map_while(Result::ok).find(|line| line.trim().starts_with("lmrun pair "));
+        let typed = typed.ok_or_else(|| Error::other("lmrun pair --listen says what to do"))?;
+        let mut pair = self.source.command();
+        pair.args(typed.split_whitespace().skip(1)).args(["--name", "here"]).env("LMRUN_PKI", &pki[0]);
+        let mut pair = self.hosts.source.within(|| pair.stdout(Stdio::null()).spawn())?;
+        self.source.finish("pair", &mut pair)?;
+        self.destination.finish("pair", &mut waiting)?;
+
+        let mut receive = self.destination.command();
+        receive.args(["receive", "--listen", &address]).env("LMRUN_PKI", &pki[1]);
+        let receive = receive.stdout(Stdio::null()).stderr(self.destination.log("receive")?);
+        let mut receiving = self.hosts.destination.within(|| receive.spawn())?;
+        let moved = self.hosts.source.within(|| {
+            let start = Instant::now();
+            while TcpStream::connect(&address).is_err() {
+                if start.elapsed() > LIMIT {
+                    return Err(Error::other("nobody listens"));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        });
+        let moved = moved.and_then(|()| self.migrate_to(&format!("tls://{address}"), flags));
+        receiving.kill()?;
+        receiving.wait()?;
+        moved
     }
 
     fn url(&self) -> String {

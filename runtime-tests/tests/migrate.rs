@@ -26,3 +26,17 @@ fn a_redis_moves_and_its_client_keeps_its_connection() {
     let audit = record.audit(&mut migration.connect().unwrap()).unwrap();
     assert_eq!(audit, (0, 0, 0));
 }
+
+#[test]
+fn a_redis_moves_between_paired_hosts_over_tls() {
+    let hosts = Hosts::new();
+    let migration = Migration::start(&hosts, &Runtime::Lmrun).unwrap();
+    migration.connect().unwrap().load(16, |_| ()).unwrap();
+    let writer = Writer::start(migration.connect().unwrap());
+    migration.migrate_over_tls(&[]).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let record = writer.finish();
+    assert_eq!(record.failure, None);
+    let audit = record.audit(&mut migration.connect().unwrap()).unwrap();
+    assert_eq!(audit, (0, 0, 0));
+}

@@ -1,7 +1,5 @@
 //! `lmrun pair`: hosts that get to know each other.
 
-use std::path::PathBuf;
-
 use super::report::Failure;
 use crate::migrate::pairing::{self, Invitation};
 use crate::transfer::pki::{self, Peer, Pki};
@@ -9,7 +7,8 @@ use crate::transfer::pki::{self, Peer, Pki};
 /// Make this host and another one known to each other, so that containers can move between them
 ///
 /// Say `lmrun pair --listen` at one of the two hosts, and at the other one the command that it prints. Between hosts that
-/// have ssh, `lmrun pair ssh://root@HOST` is all.
+/// have ssh, `lmrun pair ssh://root@HOST` is all. This host's key, and what it knows of others, are in /etc/lmrun/pki, or where
+/// the variable LMRUN_PKI says.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("way").required(true))]
 pub struct Args {
@@ -34,14 +33,11 @@ pub struct Args {
     /// What this host is called at the other, by default its own name
     #[arg(long)]
     name: Option<String>,
-    /// Where this host's key and what it knows of others is
-    #[arg(long, value_name = "DIR", default_value = pki::DIRECTORY)]
-    pki: PathBuf,
 }
 
 impl Args {
     pub fn run(&self) -> Result<u8, Failure> {
-        let pki = Pki::at(&self.pki);
+        let pki = Pki::default();
         let name = self.name.clone().unwrap_or_else(pki::host_name);
         match (&self.host, &self.listen, &self.forget) {
             (Some(host), ..) => {

@@ -180,9 +180,11 @@ impl Invitation {
             Ok(()) => [&[1], &word(&self.name)[..]].concat(),
             Err(said) => [&[0], &word(said)[..]].concat(),
         };
-        let told = writer.write_all(&answer).and_then(|()| writer.finish()).map_err(broken);
+        let told = writer.write_all(&answer).map_err(broken);
         trusted.map_err(|said| Error::Refused { address, said })?;
         told?;
+        // It may be gone with what it wanted.
+        let _ = writer.finish();
         Ok(Peer { name, ..peer })
     }
 }

@@ -56,6 +56,19 @@ pub fn child_in(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, work: impl FnOn
     }
 }
 
+/// Takes note of a child that has ended, whichever it is; if `wait`, until there is one. False: there is none.
+pub fn reap(wait: bool) -> io::Result<bool> {
+    use nix::sys::wait::WaitPidFlag;
+    loop {
+        match waitpid(None, (!wait).then_some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// As [`child`], but nobody has to wait for the process: it is the child of a child that has ended, and so becomes
 /// that of init or of a subreaper.
 pub fn orphan(work: impl FnOnce() -> i32) -> io::Result<()> {

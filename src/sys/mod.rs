@@ -1,7 +1,6 @@
 //! The kernel's ABI: system calls, structures and /proc parsers. All `unsafe` of the
 //! crate is here; what the modules export is safe to call.
 
-pub mod activation;
 pub mod bpf;
 pub mod clock;
 pub mod code;

@@ -152,9 +152,10 @@ pub struct Pki {
     dir: PathBuf,
 }
 
+/// That of this host: [`DIRECTORY`], or what the variable `LMRUN_PKI` names.
 impl Default for Pki {
     fn default() -> Self {
-        Self::at(DIRECTORY)
+        Self::at(std::env::var_os("LMRUN_PKI").map_or(DIRECTORY.into(), PathBuf::from))
     }
 }
 

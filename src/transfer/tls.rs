@@ -359,12 +359,6 @@ impl Listener {
         Ok(Self { socket, pki, identity })
     }
 
-    /// Listens on a socket that was opened by somebody else, systemd say ([`crate::sys::activation`]).
-    pub fn on(socket: TcpListener, pki: Pki) -> Result<Self> {
-        let identity = pki.identity()?;
-        Ok(Self { socket, pki, identity })
-    }
-
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
@@ -385,6 +379,11 @@ pub struct Incoming {
 }
 
 impl Incoming {
+    /// Over a socket that somebody else has accepted.
+    pub fn new(socket: TcpStream, pki: &Pki) -> Result<Self> {
+        Ok(Self { socket, pki: pki.clone(), identity: pki.identity()? })
+    }
+
     /// Lets paired hosts in. Takes at most ten seconds.
     pub fn authenticate(self) -> Result<Connection> {
         let verifier = Verifier::new(Admission::Known(self.pki.clone()))?;
@@ -501,6 +500,11 @@ impl fmt::Debug for Shared {
     }
 }
 
+/// The kernel's word for a socket's timeout is that of one that does not block.
+fn silence(e: io::Error) -> io::Error {
+    if e.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { e }
+}
+
 /// The half that receives. Its end is that of [`Writer::finish`]; that of the connection alone is an error.
 #[derive(Debug)]
 pub struct Reader {
@@ -511,9 +515,14 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// After such a silence of the other end, [`Read::read`] fails with [`io::ErrorKind::WouldBlock`]; it can be called again.
+    /// After such a silence of the other end, [`Read::read`] fails with [`io::ErrorKind::TimedOut`]; it can be called again.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.shared.socket.set_read_timeout(timeout)
+    }
+
+    /// What it all goes through, for timeouts and to shut it down; not to be read or written.
+    pub fn socket(&self) -> &TcpStream {
+        &self.shared.socket
     }
 }
 
@@ -553,7 +562,7 @@ impl Read for Reader {
             if filled > 0 {
                 return Ok(filled);
             }
-            let len = (&self.shared.socket).read(&mut self.bytes)?;
+            let len = (&self.shared.socket).read(&mut self.bytes).map_err(silence)?;
             if len == 0 {
                 // So that the session knows, and fails unless the other end has finished.
                 unpoisoned(&self.shared.session).read_tls(&mut io::empty())?;
@@ -575,7 +584,11 @@ impl Writer {
     pub fn finish(mut self) -> io::Result<()> {
         unpoisoned(&self.shared.session).send_close_notify();
         self.send()?;
-        self.shared.socket.shutdown(Shutdown::Write)
+        match self.shared.socket.shutdown(Shutdown::Write) {
+            // It has heard enough, and gone.
+            Err(e) if e.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        }
     }
 
     /// Sends what the session has to say.
@@ -586,7 +599,7 @@ impl Writer {
             session.write_tls(&mut self.bytes)?;
         }
         drop(session);
-        (&self.shared.socket).write_all(&self.bytes)
+        (&self.shared.socket).write_all(&self.bytes).map_err(silence)
     }
 }
 

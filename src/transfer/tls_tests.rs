@@ -137,7 +137,7 @@ fn silence_can_be_waited_out() {
     let (mut client, mut server) = (client.unwrap(), server.unwrap());
     client.reader.set_timeout(Some(Duration::from_millis(20))).unwrap();
     let mut byte = [0];
-    assert_eq!(client.reader.read(&mut byte).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(client.reader.read(&mut byte).unwrap_err().kind(), io::ErrorKind::TimedOut);
     server.writer.write_all(b"!").unwrap();
     client.reader.set_timeout(None).unwrap();
     assert_eq!(client.reader.read(&mut byte).unwrap(), 1);

@@ -9,6 +9,7 @@ mod latency;
 mod lock;
 mod moves;
 mod options;
+mod stalls;
 
 /// Whether the test can run; says why not.
 pub fn able() -> bool {

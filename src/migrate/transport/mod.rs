@@ -1,9 +1,10 @@
-//! How the two ends reach each other: by the user's ssh, or by what somebody else has connected.
+//! How the two ends reach each other: by the user's ssh, by TLS, or by what somebody else has connected.
 
 mod pace;
 mod patience;
 mod place;
 mod ssh;
+mod tls;
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use crate::sys::fds;
 pub use pace::Pace;
 pub use patience::Patience;
 pub use place::Destination;
+pub use tls::{listen, socket};
 
 pub type Input = Box<dyn Read + Send>;
 pub type Output = Box<dyn Write + Send>;
@@ -34,6 +36,10 @@ pub enum Error {
     Ssh(#[source] io::Error),
     #[error("standard input and output")]
     Stdio(#[source] io::Error),
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] crate::transfer::tls::Error),
     #[error("{what} ended ({status}{hint})")]
     Ended { what: String, status: std::process::ExitStatus, hint: &'static str },
 }
@@ -59,7 +65,7 @@ pub struct Link {
 pub fn connect(destination: &Destination, arguments: &[&str], pace: Option<Arc<Pace>>) -> Result<Channel> {
     match destination {
         Destination::Ssh { .. } => ssh::connect(destination, arguments, pace),
-        Destination::Tls { .. } => Err(Error::Destination(destination.to_string())),
+        Destination::Tls { host, port } => tls::connect(host, *port, pace),
     }
 }
 
