@@ -1,8 +1,7 @@
 //! `make demo`: a Redis under load moves between two hosts, and its client never notices.
 //!
 //! The hosts are network namespaces of this machine (`runtime_tests::hosts`). A client writes over one TCP connection
-//! as fast as answers come, and checks every answer, while the Redis moves by two rounds of pre-copy to a page
-//! server, a final checkpoint and a restore. Exits with 0 only if the client kept its connection and no write
+//! as fast as answers come, and checks every answer, while one `lmrun migrate` moves the Redis. Exits with 0 only if the client kept its connection and no write
 //! was lost or done twice.
 
 use std::io::{IsTerminal, Result, Write};
@@ -10,9 +9,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use runtime_tests::hosts::Hosts;
-use runtime_tests::migration::{Migration, Pages, Round};
+use runtime_tests::migration::Migration;
 use runtime_tests::redis::Writer;
 use runtime_tests::runtimes::Runtime;
+use serde_json::Value;
 
 fn main() -> ExitCode {
     let mib = std::env::args().nth(1).map_or(Some(256), |text| text.parse().ok());
@@ -42,25 +42,12 @@ fn demo(mib: usize) -> Result<bool> {
     let writer = Writer::start(migration.connect()?);
     std::thread::sleep(Duration::from_secs(1));
 
-    println!("\n{:<22}{:>10}{:>12}{:>10}{:>12}", "", "pages", "MiB", "time", "stopped for");
+    println!("\nlmrun migrate ... ssh://destination\n");
     let moved = Instant::now();
-    for n in 1..=2 {
-        let before = migration.received();
-        // The first round moves everything, the second what has changed meanwhile: how much that is shows only then.
-        let bar = Bar::new(&format!("pre-dump {n}"), if n == 1 { mib as u64 } else { 0 });
-        let round = migration.pre_dump(|m| bar.show((m.received() - before) >> 20))?;
-        bar.end();
-        print_round(&format!("pre-dump {n}"), &round);
+    for line in migration.migrate(&[])? {
+        let event: Value = serde_json::from_str(&line)?;
+        tell(&event);
     }
-    let (last, parts) = migration.hand_over(Pages::ByServer)?;
-    print_round("checkpoint, restore", &last);
-    println!(
-        "\nthe last step: checkpoint {} ms, other images {} ms, address {} ms, restore {} ms",
-        parts.checkpoint.as_millis(),
-        parts.transfer.as_millis(),
-        parts.address.as_millis(),
-        parts.restore.as_millis()
-    );
 
     // The client goes on for a while at the new place.
     std::thread::sleep(Duration::from_secs(1));
@@ -76,14 +63,31 @@ fn demo(mib: usize) -> Result<bool> {
     Ok((lost, doubled, wrong) == (0, 0, 0))
 }
 
-fn print_round(name: &str, round: &Round) {
-    println!(
-        "{name:<22}{:>10}{:>12.1}{:>8} ms{:>9.1} ms",
-        round.stats.pages_written,
-        round.bytes() as f64 / f64::from(1 << 20),
-        round.took.as_millis(),
-        round.stats.frozen.as_secs_f64() * 1000.0
-    );
+/// What `--json` says, for people (docs/migrate-events.md).
+fn tell(event: &Value) {
+    let ms = |name: &str| event[name].as_f64().unwrap_or(0.0) / 1000.0;
+    match event["event"].as_str() {
+        Some("round") => println!(
+            "round {:<4}{:>10} pages{:>10.1} MiB{:>10.1} ms{:>8.1} ms stopped",
+            event["round"],
+            event["pages"],
+            event["bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
+            ms("duration_us"),
+            ms("frozen_us")
+        ),
+        Some("moved") => {
+            println!("moved in {:.0} ms, of which it stood still for {:.1} ms:", ms("total_us"), ms("downtime_us"));
+            for part in event["downtime"].as_array().into_iter().flatten() {
+                println!(
+                    "  {:<20}{:>8.1} ms",
+                    part["name"].as_str().unwrap_or(""),
+                    part["us"].as_f64().unwrap_or(0.0) / 1000.0
+                );
+            }
+        }
+        Some("warning") => println!("warning: {}", event["text"]),
+        _ => {}
+    }
 }
 
 /// A bar on a terminal; elsewhere nothing.
