@@ -1,17 +1,18 @@
 //! `lmrun migrate`
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::progress::Ticker;
 use super::report::Failure;
 use crate::migrate::events::{Event, Journal};
 use crate::migrate::options::{Malformed, rate};
 use crate::migrate::wire::Compression;
-use crate::migrate::{Container, Destination, Failed, Now, Options, settle, source};
-use crate::runtime::Store;
+use crate::migrate::{Container, Destination, Failed, Now, Options, report, settle, source};
+use crate::runtime::{Store, chain};
 
 /// Exit code for a command line that makes no sense.
 pub const MISUSED: u8 = 2;
@@ -103,24 +104,36 @@ fn rate_of(text: &str) -> Result<u64, Malformed> {
 
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
-        let journal = Mutex::new(Journal::default());
-        let observer = |event: Event| {
-            let mut journal = journal.lock().expect("nobody panics while noting");
-            let entry = journal.note(event);
-            if self.json {
-                println!("{}", entry.json());
-            }
-        };
         let Some(destination) = &self.destination else {
             let id = self.container.name();
             let settled = settle::here(store, id);
             println!("{}", settled.map_err(|failed| failure(format!("cannot settle the migration of {id}"), failed))?);
             return Ok(0);
         };
+        let told = Mutex::new((Journal::default(), Ticker::new()));
+        let observer = |event: Event| {
+            let (journal, ticker) = &mut *told.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = journal.note(event);
+            if self.json {
+                println!("{}", entry.json());
+            } else {
+                ticker.show(&entry.event);
+            }
+        };
+        let done = source::run(store, &self.container, destination, &self.options(), &observer);
+        if let Err(failed) = &done {
+            observer(end_of(failed));
+        }
+        let (journal, ticker) = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+        drop(ticker);
+        if let Some(path) = &self.report
+            && let Err(error) = std::fs::write(path, report::html(&journal.entries))
+        {
+            // The move is what counts.
+            tracing::warn!(path = %path.display(), %error, "cannot write the report");
+        }
         let what = || format!("cannot migrate container {} to {destination}", self.container);
-        source::run(store, &self.container, destination, &self.options(), &observer)
-            .map(|_| 0)
-            .map_err(|failed| failure(what(), failed))
+        done.map(|_| 0).map_err(|failed| failure(what(), failed))
     }
 
     fn options(&self) -> Options {
@@ -142,6 +155,16 @@ impl Args {
             on_commit: self.on_commit.clone(),
             bundle: self.bundle.clone(),
         }
+    }
+}
+
+/// The last event of a migration that failed.
+fn end_of(failed: &Failed) -> Event {
+    let error = chain(&failed.error);
+    match &failed.now {
+        Now::Frozen { settle } => Event::Unknown { error, settle: settle.clone() },
+        Now::Running => Event::Failed { error, container: "running".into() },
+        Now::Untouched => Event::Failed { error, container: "untouched".into() },
     }
 }
 

@@ -12,8 +12,11 @@ pub mod ledger;
 pub mod options;
 mod outlet;
 pub mod pairing;
+pub mod preflight;
+pub mod report;
 pub mod settle;
 pub mod source;
+pub mod stop;
 pub mod transport;
 pub mod wire;
 

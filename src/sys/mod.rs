@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod clock;
 pub mod code;
+pub mod cpu;
 pub mod cwd;
 pub mod fdpass;
 pub mod fds;
