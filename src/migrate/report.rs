@@ -222,7 +222,7 @@ impl<'a> Story<'a> {
                 "<text x=\"0\" y=\"{:.1}\">{}</text><rect class=\"phase freeze\" x=\"{left}\" y=\"{y}\" width=\"{:.1}\" height=\"18\" rx=\"2\"/>\
                  <text x=\"{:.1}\" y=\"{:.1}\">{}</text>",
                 y + 13.5,
-                text(name),
+                text(&shortened(name)),
                 width.max(1.5),
                 left + width.max(1.5) + 6.0,
                 y + 13.5,
@@ -243,7 +243,7 @@ impl<'a> Story<'a> {
         let y = |value: f64| 10.0 + height * (1.0 - value / most);
         let mut svg = String::new();
         for power in 0..=most as u32 {
-            let (at, label) = (y(f64::from(power)), size(10u64.pow(power) * 4096));
+            let (at, label) = (y(f64::from(power)), count(10u64.pow(power)));
             let _ = writeln!(
                 svg,
                 "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{}\" y2=\"{at:.1}\"/><text class=\"tick\" x=\"0\" y=\"{:.1}\">{label}</text>",
@@ -273,12 +273,17 @@ impl<'a> Story<'a> {
     }
 
     fn bandwidth(&self) -> String {
-        // Where there was no time to tell of progress, the rounds tell.
+        // Rounds that had no time to tell of their progress are steps.
+        let told = |from: u64, to: u64| self.rates.iter().any(|(at, _)| (from..to).contains(at));
         let mut points = self.rates.clone();
-        points.extend(self.rounds.iter().filter(|(_, round)| round.duration_us > 0).map(|(end, round)| {
-            (end.saturating_sub(round.duration_us / 2), (round.bytes as f64 * 1e6 / round.duration_us as f64) as u64)
-        }));
-        points.sort_unstable();
+        for (end, round) in self.rounds.iter().filter(|(_, round)| round.duration_us > 0) {
+            let (begin, rate) =
+                (end.saturating_sub(round.duration_us), round.bytes as f64 * 1e6 / round.duration_us as f64);
+            if !told(begin, *end) {
+                points.extend([(begin, 0), (begin, rate as u64), (*end, rate as u64), (*end, 0)]);
+            }
+        }
+        points.sort_by_key(|&(at, _)| at);
         let most = points.iter().map(|&(_, rate)| rate).max().unwrap_or(0) as f64;
         if points.len() < 2 || most == 0.0 {
             return String::new();
@@ -286,8 +291,9 @@ impl<'a> Story<'a> {
         let height = 120.0;
         let y = |rate: f64| 10.0 + height * (1.0 - rate / most);
         let mut svg = String::new();
-        for tick in ticks(most, 4.0) {
-            let (at, label) = (y(tick), format!("{}/s", size(tick as u64)));
+        const MIB: f64 = 1_048_576.0;
+        for tick in ticks(most / MIB, 4.0) {
+            let (at, label) = (y(tick * MIB), format!("{tick} MiB/s"));
             let _ = writeln!(
                 svg,
                 "<line class=\"grid\" x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{}\" y2=\"{at:.1}\"/><text class=\"tick\" x=\"0\" y=\"{:.1}\">{label}</text>",
@@ -364,6 +370,24 @@ fn time(us: u64) -> String {
         10_000..1_000_000 => format!("{} ms", us / 1000),
         1_000_000..60_000_000 => format!("{:.1} s", us as f64 / 1e6),
         _ => format!("{}:{:02} min", us / 60_000_000, us / 1_000_000 % 60),
+    }
+}
+
+/// A name that has its place.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 26;
+    match name.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", &name[..at]),
+        None => name.to_owned(),
+    }
+}
+
+/// A number for people.
+fn count(number: u64) -> String {
+    match number {
+        0..1_000 => number.to_string(),
+        1_000..1_000_000 => format!("{} k", number / 1_000),
+        _ => format!("{} M", number / 1_000_000),
     }
 }
 
@@ -477,6 +501,8 @@ mod tests {
             "0 999 µs 1.5 ms 12 ms 2.5 s 1:01 min"
         );
         assert_eq!([10, 40_960, 20 << 20, 40 << 30].map(size).join(" "), "10 B 40 KiB 20 MiB 40.0 GiB");
+        assert_eq!([1, 2000, 3_000_000].map(count).join(" "), "1 2 k 3 M");
+        assert_eq!(shortened(&"ä".repeat(30)), "ä".repeat(26) + "…");
         assert_eq!(ticks(9.0, 4.0).collect::<Vec<_>>(), [0.0, 5.0]);
         assert_eq!(ticks(0.0, 4.0).next(), Some(0.0));
     }
