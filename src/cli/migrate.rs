@@ -1,7 +1,7 @@
 //! `lmrun migrate`
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -11,7 +11,7 @@ use super::report::Failure;
 use crate::migrate::events::{Event, Journal};
 use crate::migrate::options::{Malformed, rate};
 use crate::migrate::wire::Compression;
-use crate::migrate::{Container, Destination, Failed, Now, Options, report, settle, source};
+use crate::migrate::{Container, Destination, Error, Failed, Now, Options, interrupt, report, settle, source};
 use crate::runtime::{Store, chain};
 
 /// Exit code for a command line that makes no sense.
@@ -36,9 +36,10 @@ pub struct Args {
     /// the connection fails before the end, the container is lost
     #[arg(long)]
     post_copy: bool,
-    /// How long it may stand still, in milliseconds, if its memory allows that
-    #[arg(long, value_name = "MS", default_value = "20", value_parser = milliseconds)]
-    downtime_target: Duration,
+    /// How long it may stand still, in milliseconds: give up what would take more than twice as long [default: 20 if its
+    /// memory allows that, and never more than a second]
+    #[arg(long, value_name = "MS", value_parser = milliseconds)]
+    downtime_target: Option<Duration>,
     /// Give up after so many seconds (with --post-copy: let it go on there)
     #[arg(long, value_name = "S", value_parser = seconds)]
     max_time: Option<Duration>,
@@ -110,29 +111,21 @@ impl Args {
             println!("{}", settled.map_err(|failed| failure(format!("cannot settle the migration of {id}"), failed))?);
             return Ok(0);
         };
-        let told = Mutex::new((Journal::default(), Ticker::new()));
-        let observer = |event: Event| {
-            let (journal, ticker) = &mut *told.lock().unwrap_or_else(PoisonError::into_inner);
-            let entry = journal.note(event);
-            if self.json {
-                println!("{}", entry.json());
-            } else {
-                ticker.show(&entry.event);
-            }
-        };
+        let told = Arc::new(Told { journal: Mutex::default(), json: self.json, report: self.report.clone() });
+        let interrupted = Arc::clone(&told);
+        let what = || format!("cannot migrate container {} to {destination}", self.container);
+        interrupt::watch(move || {
+            interrupted.event(Event::Failed { error: Error::Interrupted.to_string(), container: "running".into() });
+            interrupted.end();
+            eprintln!("lmrun: interrupted: the container runs on here");
+        })
+        .map_err(|e| Failure::new(what(), e))?;
+        let observer = |event: Event| told.event(event);
         let done = source::run(store, &self.container, destination, &self.options(), &observer);
         if let Err(failed) = &done {
-            observer(end_of(failed));
+            told.event(end_of(failed));
         }
-        let (journal, ticker) = told.into_inner().unwrap_or_else(PoisonError::into_inner);
-        drop(ticker);
-        if let Some(path) = &self.report
-            && let Err(error) = std::fs::write(path, report::html(&journal.entries))
-        {
-            // The move is what counts.
-            tracing::warn!(path = %path.display(), %error, "cannot write the report");
-        }
-        let what = || format!("cannot migrate container {} to {destination}", self.container);
+        told.end();
         done.map(|_| 0).map_err(|failed| failure(what(), failed))
     }
 
@@ -154,6 +147,37 @@ impl Args {
             tcp_established: self.tcp_established,
             on_commit: self.on_commit.clone(),
             bundle: self.bundle.clone(),
+        }
+    }
+}
+
+/// What has happened so far, and who is told.
+struct Told {
+    journal: Mutex<(Journal, Ticker)>,
+    json: bool,
+    report: Option<PathBuf>,
+}
+
+impl Told {
+    fn event(&self, event: Event) {
+        let (journal, ticker) = &mut *self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = journal.note(event);
+        if self.json {
+            println!("{}", entry.json());
+        } else {
+            ticker.show(&entry.event);
+        }
+    }
+
+    /// Nothing more will come.
+    fn end(&self) {
+        let (journal, ticker) = &mut *self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        ticker.wipe();
+        if let Some(path) = &self.report
+            && let Err(error) = std::fs::write(path, report::html(&journal.entries))
+        {
+            // The move is what counts.
+            tracing::warn!(path = %path.display(), %error, "cannot write the report");
         }
     }
 }
@@ -202,7 +226,7 @@ mod tests {
         let args = args.unwrap();
         let expected = Options {
             post_copy: true,
-            downtime_target: Duration::from_millis(30),
+            downtime_target: Some(Duration::from_millis(30)),
             max_time: Some(Duration::from_secs(60)),
             bandwidth: Some(12_500_000),
             streams: 4,
@@ -237,7 +261,7 @@ mod tests {
 
     #[test]
     fn exit_codes_tell_where_it_runs() {
-        let failed = |now| failure(String::new(), Failed { error: crate::migrate::Error::Interrupted, now }).code();
+        let failed = |now| failure(String::new(), Failed { error: Error::Interrupted, now }).code();
         assert_eq!(failed(Now::Untouched), 1);
         assert_eq!(failed(Now::Running), 1);
         assert_eq!(failed(Now::Frozen { settle: String::new() }), 75);

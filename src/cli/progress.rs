@@ -42,17 +42,18 @@ impl Drop for Bar {
 }
 
 /// A migration, told on standard error: what stays, line by line, and below it what changes, on a terminal.
-#[derive(Default)]
 pub struct Ticker {
     terminal: bool,
     drawn: Option<Instant>,
 }
 
-impl Ticker {
-    pub fn new() -> Self {
+impl Default for Ticker {
+    fn default() -> Self {
         Ticker { terminal: io::stderr().is_terminal(), drawn: None }
     }
+}
 
+impl Ticker {
     pub fn show(&mut self, event: &Event) {
         match event {
             Event::Progress(progress) if self.terminal => {
@@ -70,16 +71,11 @@ impl Ticker {
         }
     }
 
-    fn wipe(&mut self) {
+    /// Takes away what changes.
+    pub fn wipe(&mut self) {
         if self.drawn.take().is_some() {
             let _ = write!(io::stderr(), "\r\x1b[K"); // erase to the end of the line
         }
-    }
-}
-
-impl Drop for Ticker {
-    fn drop(&mut self) {
-        self.wipe();
     }
 }
 

@@ -12,11 +12,11 @@ use super::handover::Verdict;
 use super::ledger::{self, Arrival, Incoming};
 use super::transport::{Channel, Input, Output};
 use super::wire::message::{
-    Accept, Commit, Done, Extent, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round,
+    Accept, Commit, Done, Extent, Findings, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round,
     RoundDone, RoundEnd, Running, TreeEnd,
 };
 use super::wire::{self, Content, Message, PROTOCOL, Reader, Writer};
-use super::{Error, Result, disk, settle};
+use super::{Error, Result, disk, preflight, settle};
 use crate::engine::standby::Standby;
 use crate::engine::{ClockOffsets, Puppet};
 use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
@@ -104,11 +104,15 @@ struct Ear {
 impl Ear {
     fn receive(&mut self, store: &Store, token: &str, offer: Offer) -> Result<()> {
         let config = self.file("config.json")?;
-        if let Err(error) = check(store, &offer) {
-            self.writer.say(&Refuse { reason: error.to_string() })?;
+        let bundle = Place::find(&offer);
+        let mut list = preflight::compare(&offer.host, &preflight::host(&bundle.path), &offer.needs);
+        list.extend(preflight::place(store, &offer.id, &bundle.path, &config));
+        let refused = list.iter().any(|finding| finding.blocks);
+        self.writer.say(&Findings { list })?;
+        if refused {
+            self.writer.say(&Refuse { reason: "see the findings".into() })?;
             return Ok(());
         }
-        let bundle = Place::find(&offer);
         let clocks = self.clocks()?;
         self.writer.say(&Accept { disk: !bundle.has_rootfs() })?;
         if offer.manner.check {
@@ -317,14 +321,6 @@ impl Ear {
             }
         }
     }
-}
-
-/// What can be said before anything is made.
-fn check(store: &Store, offer: &Offer) -> Result<()> {
-    if store.load(&offer.id).is_ok() {
-        return Err(Error::Other(format!("the destination has a container {} already; delete it first", offer.id)));
-    }
-    Ok(())
 }
 
 /// Bundles that came with their containers.

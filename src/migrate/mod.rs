@@ -8,6 +8,7 @@ pub mod disk;
 pub mod engines;
 pub mod events;
 pub mod handover;
+pub mod interrupt;
 pub mod ledger;
 pub mod options;
 mod outlet;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::stop;
 use super::wire::Compression;
 use super::wire::message::Manner;
 
@@ -17,8 +18,8 @@ pub struct Options {
     pub offline: bool,
     /// May go on at the destination before all of its memory is there.
     pub post_copy: bool,
-    /// What the freeze should not exceed.
-    pub downtime_target: Duration,
+    /// What the freeze shall not exceed; none: it is as short as may be.
+    pub downtime_target: Option<Duration>,
     /// After this time the move is given up, or switched to post-copy; none: never.
     pub max_time: Option<Duration>,
     /// Bytes per second; none: what the connection carries.
@@ -43,7 +44,7 @@ impl Default for Options {
             check: false,
             offline: false,
             post_copy: false,
-            downtime_target: Duration::from_millis(20),
+            downtime_target: None,
             max_time: None,
             bandwidth: None,
             streams: 1,
@@ -57,7 +58,22 @@ impl Default for Options {
     }
 }
 
+/// The target of who names none, and what is taken rather than not to move.
+const TARGET: Duration = Duration::from_millis(20);
+const LIMIT: Duration = Duration::from_secs(1);
+
 impl Options {
+    /// When pre-copy ends. `throttle`: the container's processor time can be cut.
+    pub fn rule(&self, throttle: bool) -> stop::Rule {
+        stop::Rule {
+            target: self.downtime_target.unwrap_or(TARGET),
+            limit: self.downtime_target.map_or(LIMIT, |target| target * 2),
+            max_time: self.max_time,
+            post_copy: self.post_copy,
+            throttle,
+        }
+    }
+
     /// What the destination must know of it.
     pub fn manner(&self) -> Manner {
         Manner {

@@ -390,7 +390,8 @@ impl Findings {
     }
 }
 
-/// What the configuration of container `id` wants that is not at the destination, where its bundle is at `bundle`.
+/// What the configuration of container `id` wants that is not at the destination, where its bundle is at `bundle`. Its root
+/// file system comes along if it is not there.
 pub fn place(store: &Store, id: &str, bundle: &Path, config: &[u8]) -> Vec<Finding> {
     let mut all = Findings(Vec::new());
     let here = "destination";
@@ -407,9 +408,6 @@ pub fn place(store: &Store, id: &str, bundle: &Path, config: &[u8]) -> Vec<Findi
     let missing = |all: &mut Findings, what: &str, path: &Path, remedy: &'static str| {
         all.add(!path.exists(), here, what, || (format!("{} is not there", path.display()), remedy));
     };
-    if let Some(root) = spec.root() {
-        missing(&mut all, "rootfs", &bundle.join(root.path()), "copy it there first, or give --bundle");
-    }
     for mount in spec.mounts().iter().flatten() {
         let bind = |options: &Vec<String>| options.iter().any(|option| option == "bind" || option == "rbind");
         let is_bind = mount.typ().as_deref() == Some("bind") || mount.options().as_ref().is_some_and(bind);
@@ -549,7 +547,6 @@ mod tests {
         let places: Vec<String> =
             place(&store, "web1", Path::new("/b"), config).into_iter().map(|finding| finding.place).collect();
         let expected = [
-            "destination: rootfs",
             "destination: bind mount /data",
             "destination: net namespace",
             "destination: device",

@@ -18,7 +18,9 @@ use super::wire::message::{
     Running,
 };
 use super::wire::{self, Message, PROTOCOL, Reader};
-use super::{Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, settle};
+use super::{
+    Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, interrupt, preflight, settle, stop,
+};
 use crate::engine::departure::{Departure, Held};
 use crate::image::pages::{PagesOf, Span};
 use crate::runtime::Store;
@@ -163,11 +165,13 @@ impl<'a> Session<'a> {
             manner: options.manner(),
             engine: String::new(),
             images: vec!["config.json".into()],
+            host: Box::new(preflight::host(&state.bundle)),
+            needs: preflight::needs(&leaving.pids()?, options.post_copy, !options.offline),
         };
         self.mouth.say(&offer)?;
         self.mouth.writer().send_image("config.json", &leaving.config()?)?;
         self.mouth.writer().flush()?;
-        let (mut blocks, mut warns) = (0, 0);
+        let mut found = Vec::new();
         let disk = loop {
             match self.reader.recv() {
                 Ok(Message::Ping(Ping { sent })) => {
@@ -177,11 +181,11 @@ impl<'a> Session<'a> {
                     self.mouth.say(&Pong { sent, monotonic, boottime, realtime })?;
                 }
                 Ok(Message::Findings(Findings { list })) => {
-                    blocks += list.iter().filter(|f| f.blocks).count() as u32;
-                    warns += list.iter().filter(|f| !f.blocks).count() as u32;
                     list.iter().for_each(|f| (self.observer)(f.into()));
+                    found.extend(list);
                 }
                 Ok(Message::Accept(Accept { disk })) => break disk,
+                Ok(Message::Refuse(_)) if found.iter().any(|f| f.blocks) => return Err(Error::Refused(found)),
                 Ok(Message::Refuse(Refuse { reason })) => return Err(Error::Other(reason)),
                 Ok(other) => {
                     other.expect::<Accept>()?;
@@ -189,7 +193,7 @@ impl<'a> Session<'a> {
                 Err(e) => return Err(self.link.explain(e)),
             }
         };
-        (self.observer)(Event::Verified { blocks, warns });
+        (self.observer)(Event::Verified { blocks: 0, warns: found.len() as u32 });
         Ok(disk)
     }
 
@@ -209,10 +213,11 @@ impl<'a> Session<'a> {
         options: &Options,
     ) -> Result<()> {
         (self.observer)(Event::Phase { phase: Phase::PreCopy });
-        let begun = Instant::now();
-        let mut last = Instant::now();
-        let mut smallest = u64::MAX;
+        // There is neither a throttle nor post-copy yet.
+        let rule = stop::Rule { post_copy: false, ..options.rule(false) };
+        let mut rounds: Vec<stop::Round> = Vec::new();
         loop {
+            let begun = Instant::now();
             self.rounds += 1;
             let before = self.mouth.sent();
             self.mouth.say(&Round { number: self.rounds, last: false })?;
@@ -222,31 +227,35 @@ impl<'a> Session<'a> {
             *missing = lacking(&done)?;
             self.pages += sent.pages_sent;
             let after = self.mouth.sent();
-            let interval = last.elapsed();
-            last = Instant::now();
-            // What is written in the time that this round took is what the next one has to send.
-            let rate = sent.pages_sent as f64 / sent.took.as_secs_f64().max(1e-6);
-            let dirty = sent.pages_sent as f64 / interval.as_secs_f64().max(1e-6);
-            let expected = Duration::from_secs_f64(sent.pages_sent as f64 / rate.max(1.0)) + sent.collecting * 4;
-            let enough =
-                self.rounds > 1 && (expected <= options.downtime_target || sent.pages_sent * 10 > smallest * 9);
-            let late = options.max_time.is_some_and(|most| begun.elapsed() > most) || self.rounds >= 30;
-            smallest = smallest.min(sent.pages_sent);
-            let decision = if enough || late { "freeze" } else { "another" };
+            let interval = rounds.last().map_or(Duration::ZERO, |last| last.took);
+            let took = begun.elapsed();
+            rounds.push(stop::Round {
+                pages: sent.pages_sent,
+                interval,
+                took,
+                sending: took.saturating_sub(sent.frozen),
+                fixed: sent.collecting * 4,
+                throttle: 100,
+            });
+            let decision = stop::decide(&rule, &rounds);
+            let last = rounds[rounds.len() - 1];
             (self.observer)(Event::Round(events::Round {
                 round: self.rounds,
                 last: false,
                 pages: sent.pages_sent,
                 skipped: after.1 - before.1,
                 bytes: after.0 - before.0,
-                duration_us: micros(sent.took),
+                duration_us: micros(took),
                 frozen_us: micros(sent.frozen),
-                dirty_pages_per_second: dirty as u64,
-                expected_downtime_us: micros(expected),
-                decision: decision.into(),
+                // Nobody knows of the first round what was written.
+                dirty_pages_per_second: if rounds.len() > 1 { stop::rate(&last) as u64 } else { 0 },
+                expected_downtime_us: micros(stop::expected(&rounds)),
+                decision: decision.to_string(),
             }));
-            if enough || late {
-                return Ok(());
+            match decision {
+                stop::Decision::Another => {}
+                stop::Decision::GiveUp { why } => return Err(Error::Other(why)),
+                stop::Decision::Freeze | stop::Decision::PostCopy | stop::Decision::Throttle(_) => return Ok(()),
             }
         }
     }
@@ -305,6 +314,7 @@ impl<'a> Session<'a> {
         options: &Options,
     ) -> std::result::Result<Summary, Failed> {
         (self.observer)(Event::Phase { phase: Phase::Handover });
+        interrupt::refuse();
         let Standing { mut held, mut parts } = standing;
         let freezer = leaving.freezer();
         let id = leaving.state().id.clone();

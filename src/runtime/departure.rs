@@ -59,6 +59,11 @@ impl Leaving {
         fs::read(&path).map_err(|e| Error::io(path, e))
     }
 
+    /// Host pids of all that is in its cgroup.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        Cgroup::at(&self.state.cgroup).pids()
+    }
+
     /// CLOCK_MONOTONIC and CLOCK_BOOTTIME as the container sees them now, in ns.
     pub fn clocks(&self) -> (i128, i128) {
         (clock::monotonic() + self.shift.monotonic, clock::boottime() + self.shift.boottime)

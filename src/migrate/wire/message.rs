@@ -6,6 +6,7 @@ use std::collections::btree_map::Entry;
 use super::pages::Pages;
 use super::{Error, Result};
 use crate::image::pages::PagesOf;
+use crate::migrate::preflight::{Host, Needs};
 
 /// The first message of either side.
 #[derive(Clone, PartialEq, Eq, ::prost::Message)]
@@ -52,6 +53,10 @@ pub struct Offer {
     /// Names of the images that follow.
     #[prost(string, repeated, tag = "6")]
     pub images: Vec<String>,
+    #[prost(message, required, boxed, tag = "7")]
+    pub host: Box<Host>,
+    #[prost(message, required, tag = "8")]
+    pub needs: Needs,
 }
 
 /// How it is to be moved.
