@@ -22,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::state::{validate_id, write_whole};
-use super::{Error, Result};
+use super::{Error, Result, streams};
 use crate::engine::{ClockOffsets, Puppet};
 use crate::sys::fdpass;
 
@@ -180,6 +180,17 @@ impl Arrived {
     pub fn stream(&self, number: i32) -> io::Result<OwnedFd> {
         let (_, stream) = self.streams.iter().find(|(n, _)| *n == number).ok_or(ErrorKind::NotFound)?;
         stream.try_clone()
+    }
+
+    /// What takes the place of the standard streams that the container had from outside where it came from: those that the
+    /// engine has given it here.
+    ///
+    /// `images` has the records that were made last.
+    ///
+    /// # Errors
+    /// `NotFound` for a stream that it had there and has not here.
+    pub fn external(&self, images: &Path) -> Result<Vec<(String, OwnedFd)>> {
+        streams::replaced(images, &|number| self.stream(number))
     }
 
     /// Whether `start` still waits: when it does not, the engine has given the container up.

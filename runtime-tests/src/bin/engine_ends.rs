@@ -95,9 +95,7 @@ fn receive(mut agent: Agent, wanted: &Description, images: &Path, archive: Optio
         return Err("the engine has started the container without its processes".into());
     }
     let arrived = socket.accept(LIMIT)?.ok_or("the container does not come")?;
-    let links: Vec<String> = serde_json::from_slice(&fs::read(images.join("descriptors.json"))?)?;
-    let streams = (0..).zip(links).filter(|(_, link)| link != "/dev/null");
-    plan.replace(streams.map(|(n, link)| Ok((link, arrived.stream(n)?))).collect::<Result<_>>()?);
+    plan.replace(arrived.external(images)?);
     plan.rebuild(arrived.puppet()?)?;
     if std::env::var_os("GIVE_UP").is_some() {
         return Err("given up".into());
@@ -109,21 +107,11 @@ fn receive(mut agent: Agent, wanted: &Description, images: &Path, archive: Optio
     Ok(())
 }
 
-/// The container is stopped by its cgroup: it is let go when it is as good as dead.
+/// The container is stopped by its cgroup.
 fn retire(mut agent: Agent, left: &Description, keep: bool) -> Result<()> {
     let lmrun = |words: &[&str]| Command::new(needs::built("lmrun")).arg("--root").arg(&left.root).args(words).output();
     let state: serde_json::Value = serde_json::from_slice(&lmrun(&["state", &left.id])?.stdout)?;
-    let status = format!("/proc/{}/status", state["pid"]);
-    agent.begin_retire(left, keep)?;
-    const SIGKILL: u64 = 1 << 8;
-    let is_killed = || {
-        let Ok(status) = fs::read_to_string(&status) else { return true };
-        let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
-        pending.is_some_and(|set| u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set & SIGKILL != 0))
-    };
-    while !is_killed() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    lmrun(&["resume", &left.id])?;
-    Ok(agent.retired()?)
+    let init = state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).ok_or("it has no process")?;
+    agent.retire(left, keep, init, || drop(lmrun(&["resume", &left.id])))?;
+    Ok(())
 }

@@ -10,8 +10,10 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, close, dup2_stdin, dup2_stdout, setsid};
 use serde::de::DeserializeOwned;
@@ -22,12 +24,16 @@ use super::{Description, Engine, Error, Image, Note, Prepared, Result, open};
 use crate::migrate::options::{Container, Malformed};
 use crate::runtime::chain;
 use crate::sys::pidfd::PidFd;
-use crate::sys::{fdpass, fork};
+use crate::sys::{fdpass, fork, proc};
 
 /// Longest message, in bytes: an inspected container has some ten thousand.
 const LONGEST: usize = 16 << 20;
 /// How long removing what was half made may take before its master goes on without knowing.
 const TO_CLEAN_UP: Duration = Duration::from_secs(30);
+/// How long an engine may take to kill.
+const TO_KILL: Duration = Duration::from_secs(30);
+/// How often it is looked whether it has.
+const LOOK: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
@@ -128,13 +134,27 @@ impl Agent {
         self.ask(&Request::Discard)
     }
 
-    /// See [`Engine::retire`]. Who holds the container's processes stopped lets go of them when they have been killed.
-    pub fn begin_retire(&mut self, left: &Description, keep: bool) -> Result<()> {
-        self.send(&Request::Retire { left: Box::new(left.clone()), keep }, None)
-    }
-
-    /// Waits until the container is gone, or stays stopped.
-    pub fn retired(&mut self) -> Result<()> {
+    /// See [`Engine::retire`]: ends a container that has left, of which `init` is the first process, and which stands still.
+    /// `let_go` is called when the engine has killed it, so that whatever holds its processes does not hold them any more: none of
+    /// them runs again.
+    ///
+    /// # Errors
+    /// As for all requests. [`Error::NotKilled`]: `let_go` was not called.
+    pub fn retire(&mut self, left: &Description, keep: bool, init: i32, let_go: impl FnOnce()) -> Result<()> {
+        self.send(&Request::Retire { left: Box::new(left.clone()), keep }, None)?;
+        let begin = Instant::now();
+        while !is_killed(init).map_err(Error::Agent)? {
+            if begin.elapsed() > TO_KILL {
+                return Err(Error::NotKilled { name: left.name.clone() });
+            }
+            let answered = readable(self.as_fd(), LOOK).map_err(Error::Agent)?;
+            if answered && !is_killed(init).map_err(Error::Agent)? {
+                // It was not to be killed, or there is no such container.
+                self.receive::<()>()?;
+                return Err(Error::NotKilled { name: left.name.clone() });
+            }
+        }
+        let_go();
         self.receive()
     }
 
@@ -177,6 +197,22 @@ impl Drop for Agent {
             tracing::warn!(pid = self.process.as_raw(), "the process that speaks to the engine is still busy");
         }
     }
+}
+
+/// Whether a process has ended or is about to: SIGKILL waits for it (proc_pid_status(5)), which no freezer keeps from it
+/// for longer than it freezes.
+fn is_killed(pid: i32) -> io::Result<bool> {
+    let status = match proc::status(pid) {
+        Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => return Ok(true),
+        status => status?,
+    };
+    let waits = |field| status.mask(field).is_ok_and(|set| set >> (libc::SIGKILL - 1) & 1 == 1);
+    Ok(status.field("State").is_ok_and(|state| state.starts_with(['Z', 'X'])) || waits("ShdPnd") || waits("SigPnd"))
+}
+
+fn readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    Ok(poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout)? > 0)
 }
 
 /// What a message goes with: its length, little-endian.
@@ -410,6 +446,17 @@ mod tests {
         assert!(read::<Request>(&mut its).is_err());
         ours.write_all(b"\x02\0\0\0{}").unwrap();
         assert!(read::<Request>(&mut its).is_err());
+    }
+
+    #[test]
+    fn a_process_that_is_killed_is_known_before_it_is_gone() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        assert!(!is_killed(pid).unwrap());
+        child.kill().unwrap();
+        assert!(is_killed(pid).unwrap());
+        child.wait().unwrap();
+        assert!(is_killed(pid).unwrap());
     }
 
     #[test]

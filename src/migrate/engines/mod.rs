@@ -51,6 +51,8 @@ pub enum Error {
     Archive { what: &'static str, source: io::Error },
     #[error("{engine} could not load the image: {what}")]
     Load { engine: &'static str, what: String },
+    #[error("the engine did not kill container {name}: it stands still where it was; remove it there")]
+    NotKilled { name: String },
     #[error("containers of {0} cannot be moved yet")]
     Unsupported(&'static str),
     /// As the agent tells it.
