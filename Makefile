@@ -66,8 +66,8 @@ test-conformance: all ## The OCI validation suite, from Debian's source package,
 	cargo build --release --locked -p runtime-tests --bin conformance
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/conformance --suite target/conformance/suite $(CONFORMANCE)
 
-test-engines: all ## Docker, containerd and Podman drive lmrun with real workloads: a table (installs the engines; ENGINES: flags)
-	@$(TOOLS) build test engines
+test-engines: all ## Docker, containerd and Podman, old and new, drive lmrun with real workloads: a table (installs them; ENGINES: flags)
+	@$(TOOLS) build test engines newer-engines
 	LMRUN=$(CURDIR)/$(BINARY) cargo test --locked -p runtime-tests --test engines -- --test-threads=1
 	cargo build --release --locked -p runtime-tests --bin engines
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/engines $(ENGINES)

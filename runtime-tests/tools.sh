@@ -4,6 +4,7 @@
 #   build   a Rust toolchain, a linker, the C library to link statically
 #   deb     debootstrap, to make clean trees with, lintian, and busybox for a container in them
 #   engines Docker, containerd, Podman, and nginx, PostgreSQL, a JVM and Python to run in them
+#   newer-engines  Docker, containerd and Podman of a newer Debian, in a tree of their own
 #   test    Redis, busybox, runc to compare with, iproute2, nftables, and crit and checkpointctl to read images with
 #   conformance   Go and the libraries that the OCI validation suite is built with, runc to compare with
 set -eu
@@ -73,6 +74,28 @@ decoders() {
     chmod +x "$cache/bin/crit" "$cache/bin/checkpointctl"
 }
 
+# Docker, containerd and Podman of a newer Debian, to be run with that tree as their root. Debian 12's debootstrap does
+# not know the name of the suite, but how to make it.
+newer_engines() {
+    trees=${XDG_CACHE_HOME:-$HOME/.cache}/lmrun-engines
+    [ ! -d "$trees/tree" ] || return 0
+    need debootstrap debootstrap
+    install_packages
+    echo "making a tree with newer engines in $trees"
+    rm -rf "$trees"
+    mkdir -p "$trees"
+    programs=docker.io,docker-cli,containerd,runc,crun,podman,conmon,netavark,aardvark-dns,catatonit,tini
+    programs=$programs,iptables,nftables,iproute2,procps
+    if ! debootstrap --variant=minbase --include=$programs forky "$trees/unfinished" http://deb.debian.org/debian sid \
+        >"$trees/debootstrap.log" 2>&1; then
+        rm -rf "$trees/unfinished"
+        echo "no newer engines: see $trees/debootstrap.log" >&2
+        return 0
+    fi
+    rm -rf "$trees"/unfinished/var/cache/apt/archives/*.deb "$trees"/unfinished/var/lib/apt/lists/*
+    mv "$trees/unfinished" "$trees/tree"
+}
+
 for group in "$@"; do
     case $group in
     build)
@@ -110,7 +133,11 @@ for group in "$@"; do
         [ -n "$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null)" ] || need postgres postgresql
         need java openjdk-17-jdk-headless
         need python3 python3
+        need script bsdutils
         install_packages
+        ;;
+    newer-engines)
+        newer_engines
         ;;
     test)
         need redis-server redis-server

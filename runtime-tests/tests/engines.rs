@@ -129,7 +129,7 @@ fn podman() {
 
 #[test]
 fn containerd() {
-    if !needs::root() || !Engine::Docker.is_installed() || needs::on_path("ctr").is_none() {
+    if !needs::root() || !Engine::Containerd.is_installed() {
         return;
     }
     let engines = Engines::start("ctr");
