@@ -82,7 +82,7 @@ pub enum Error {
     #[error("{0}")]
     Process(String),
     #[error("unable to stat preserved-fd {0}: it is not open")]
-    PreservedFd(i32),
+    PreservedFd(i64),
     #[error("sub cgroup {0} does not exist in the container's")]
     SubCgroup(String),
     #[error("this host, or this container, has no {0}")]
