@@ -49,6 +49,7 @@ mod update;
 mod users;
 mod workload;
 
+pub use bundle::check_bundle;
 pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use create::{CreateOptions, create};
 pub use delete::{delete, kill};
