@@ -7,6 +7,8 @@ PREFIX  ?= /usr/local
 BENCH   ?=
 CONFORMANCE ?=
 ENGINES ?=
+# Seconds for each of what is fuzzed.
+FUZZ    ?= 60
 TOOLS   := runtime-tests/tools.sh
 # What installing takes, for whom it takes that.
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -18,7 +20,7 @@ EXPECTED ?= no CRIU 4.x
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help manual deb test-deb install-docker demo bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help fuzz manual deb test-deb install-docker demo bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -71,6 +73,10 @@ test-engines: all ## Docker, containerd and Podman, old and new, drive lmrun wit
 	LMRUN=$(CURDIR)/$(BINARY) cargo test --locked -p runtime-tests --test engines -- --test-threads=1
 	cargo build --release --locked -p runtime-tests --bin engines
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/engines $(ENGINES)
+
+fuzz: all tools-test ## Hostile input for FUZZ (60) seconds each: config.json, seccomp profiles, images, the page server
+	cargo build --locked -p runtime-tests --bin fuzz --bin workload
+	LMRUN=$(CURDIR)/$(BINARY) target/$(TARGET)/debug/fuzz $(FUZZ)
 
 soak: all tools-test ## kill -9 at 50 random moments of everything, then 20 demos
 	LMRUN=$(CURDIR)/$(BINARY) LMRUN_CRASHES=50 cargo test --locked -p runtime-tests --test crash -- --test-threads=1 --nocapture

@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod container;
 pub mod engines;
 pub mod flavour;
+pub mod fuzz;
 pub mod host;
 pub mod hosts;
 pub mod migration;

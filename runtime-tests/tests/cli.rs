@@ -231,3 +231,121 @@ fn events_tell_what_is_used_and_when_memory_runs_out() {
     assert!(end.is_some_and(|status| status.success()), "it goes on without a container: {end:?}");
     c.perform(c.lmrun().args(["events", "--stats", &c.id])).failed();
 }
+
+/// runc's parser is not lmrun's: what it takes besides.
+#[test]
+fn options_may_be_written_as_runcs_parser_takes_them() {
+    let Some(c) = shell("sleep 1000", |_| ()) else { return };
+    let mut command = c.lmrun();
+    command.args(["run", "-detach=true", "--keep=false", "-bundle"]).arg(c.bundle());
+    c.perform(command.arg(&c.id)).ok();
+    assert_eq!(status(&c), "running");
+    c.perform(c.lmrun().args(["kill", "--all=false", &c.id, "KILL"])).ok();
+    wait_status(&c, "stopped");
+    c.perform(c.lmrun().args(["delete", "-force=1", &c.id])).ok();
+    for words in ["-v", "--version", "-version"] {
+        assert!(lmrun(words).ok().out.starts_with("lmrun version "), "{words}");
+    }
+    for words in ["help", "help run", "-h", "run -h", "run --help"] {
+        assert!(lmrun(words).ok().out.contains("Usage:"), "{words}");
+    }
+    assert_eq!(lmrun("run --detach=perhaps x").status.unwrap().code(), Some(1));
+    assert_eq!(lmrun("state").status.unwrap().code(), Some(1));
+}
+
+/// Every flag of every command of runc 1.3 is known; what they do is in the other scenarios.
+#[test]
+fn every_flag_of_runcs_is_known() {
+    let create = "--bundle --console-socket --pid-file --pidfd-socket --no-pivot --no-new-keyring --preserve-fds";
+    let criu = "--image-path --work-path --tcp-established --ext-unix-sk --shell-job --file-locks --manage-cgroups-mode --empty-ns \
+        --auto-dedup --lazy-pages";
+    for (command, flags) in [
+        ("checkpoint", format!("{criu} --parent-path --leave-running --page-server --pre-dump --status-fd --link-remap --tcp-skip-in-flight")),
+        ("create", create.to_owned()),
+        ("delete", "--force".into()),
+        ("events", "--stats --interval".into()),
+        (
+            "exec",
+            "--console-socket --pidfd-socket --cwd --env --tty --user --additional-gids --process --detach --pid-file --process-label \
+             --apparmor --no-new-privs --cap --preserve-fds --cgroup --ignore-paused"
+                .into(),
+        ),
+        ("kill", "--all".into()),
+        ("list", "--format --quiet".into()),
+        ("ps", "--format".into()),
+        (
+            "restore",
+            format!(
+                "{criu} --bundle --console-socket --detach --pid-file --no-subreaper --no-pivot --lsm-profile --lsm-mount-context"
+            ),
+        ),
+        ("run", format!("{create} --detach --keep --no-subreaper")),
+        ("spec", "--bundle --rootless".into()),
+        (
+            "update",
+            "--resources --blkio-weight --cpu-period --cpu-quota --cpu-burst --cpu-rt-period --cpu-rt-runtime --cpu-share --cpuset-cpus \
+             --cpuset-mems --memory --memory-reservation --memory-swap --pids-limit --cpu-idle --l3-cache-schema --mem-bw-schema \
+             --kernel-memory --kernel-memory-tcp"
+                .into(),
+        ),
+    ] {
+        for flag in flags.split_whitespace() {
+            // What is not known is said before anything else is missing.
+            let done = lmrun(&format!("{command} {flag}"));
+            assert!(!done.err.contains("not defined"), "{command} {flag}: {done}");
+            let bogus = lmrun(&format!("{command} {flag}-bogus"));
+            assert!(bogus.err.contains("not defined"), "{command} {flag}: {bogus}");
+        }
+    }
+}
+
+/// Docker and Podman make exit codes 126 and 127 of these words.
+#[test]
+fn what_cannot_be_executed_is_said_in_the_words_that_engines_look_for() {
+    for (program, words) in [
+        ("nothing", "executable file not found in $PATH"),
+        ("/nothing", "no such file or directory"),
+        ("/plain", "permission denied"),
+        ("/tmp", "is a directory"),
+    ] {
+        let Some(c) = runtime_tests::shell::container(&[program], |config| {
+            let rootfs = std::path::Path::new(config["root"]["path"].as_str().unwrap());
+            fs::write(rootfs.join("plain"), "").unwrap();
+        }) else {
+            return;
+        };
+        let log = c.base.join("log.json");
+        let mut command = c.lmrun();
+        command.arg("--log").arg(&log).args(["--log-format", "json", "create", "--bundle"]).arg(c.bundle());
+        let done = c.perform(command.arg(&c.id)).failed();
+        assert_eq!(done.status.unwrap().code(), Some(1));
+        let first = done.err.lines().next().unwrap();
+        assert!(first.contains("exec: ") && first.contains(words), "{done}");
+        let log = fs::read_to_string(log).unwrap();
+        let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        let members: Vec<_> = last.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(members, ["level", "msg", "time"], "{log}");
+        assert!(last["level"] == "error" && last["msg"].as_str().unwrap().contains(words), "{log}");
+    }
+}
+
+#[test]
+fn lists_have_runcs_shapes() {
+    let Some(c) = shell("sleep 1000", |config| config["annotations"] = json!({ "a": "b" })) else { return };
+    make(&c, &["create"]).ok();
+    let list = |words: &[&str]| c.perform(c.lmrun().arg("list").args(words)).ok().out;
+    let all: Value = serde_json::from_str(&list(&["--format", "json"])).unwrap();
+    let one = &all[0];
+    for member in ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner"] {
+        assert!(!one[member].is_null(), "{member}: {one}");
+    }
+    assert_eq!((&one["id"], &one["status"], &one["owner"]), (&json!(c.id), &json!("created"), &json!("root")));
+    assert_eq!(list(&["-q"]), format!("{}\n", c.id));
+    let table = list(&[]);
+    let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(head, ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]);
+    let state = state(&c);
+    for member in ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "annotations", "owner"] {
+        assert_eq!(state[member], one[member], "{member}");
+    }
+}

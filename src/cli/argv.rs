@@ -1,12 +1,12 @@
-//! runc's command line parser takes a long option with one dash; containerd relies on it
-//! (`-no-subreaper`). Here such words get their second dash.
+//! runc's command line parser takes a long option with one dash (containerd relies on it: `-no-subreaper`), and a value
+//! behind a switch (`--detach=true`). Here such words become what lmrun's own parser takes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 
-use clap::CommandFactory;
+use clap::{ArgAction, CommandFactory};
 
-/// The command line with two dashes before every long option that lmrun knows.
+/// The command line with two dashes before every long option that lmrun knows, and switches without values.
 pub fn normalized(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let argv: Vec<OsString> = argv.into_iter().collect();
     // Nearly always there is no such word, and nothing to look up.
@@ -16,32 +16,51 @@ pub fn normalized(argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let known = long_options();
     let mut literal = false;
     argv.into_iter()
-        .map(|word| {
+        .filter_map(|word| {
             literal |= word == "--";
-            let name = word.to_str().and_then(|word| word.strip_prefix('-'));
-            let name = name.map(|option| option.split_once('=').map_or(option, |(name, _)| name));
-            if literal || !name.is_some_and(|name| known.contains(name)) {
-                return word;
+            let option = word.to_str().and_then(|word| word.strip_prefix('-'));
+            let option = option.map(|option| option.strip_prefix('-').unwrap_or(option)).unwrap_or_default();
+            let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+            let Some(is_switch) = known.get(name).filter(|_| !literal) else {
+                return Some(word);
+            };
+            match value.filter(|_| *is_switch).map(is_true) {
+                Some(Some(true)) => Some(format!("--{name}").into()),
+                Some(Some(false)) => None,
+                // Not for a switch, or nothing that means yes or no: the parser says so.
+                _ => Some(format!("--{option}").into()),
             }
-            let mut long = OsString::from("-");
-            long.push(word);
-            long
         })
         .collect()
 }
 
-/// One dash, and more than one letter.
-fn is_candidate(word: &OsStr) -> bool {
-    matches!(word.as_encoded_bytes(), [b'-', first, _, ..] if *first != b'-')
+/// What Go's strconv.ParseBool takes.
+fn is_true(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
-fn long_options() -> HashSet<String> {
+/// One dash and more than one letter, or two dashes and a value.
+fn is_candidate(word: &OsStr) -> bool {
+    match word.as_encoded_bytes() {
+        [b'-', b'-', rest @ ..] => rest.contains(&b'='),
+        [b'-', _, _, ..] => true,
+        _ => false,
+    }
+}
+
+/// All long options by name, and whether they take no value.
+fn long_options() -> HashMap<String, bool> {
     let mut command = super::Cli::command();
     command.build();
-    let options = |command: &clap::Command| -> Vec<String> {
-        command.get_arguments().filter_map(|arg| arg.get_long().map(str::to_owned)).collect()
+    let options = |command: &clap::Command| -> Vec<(String, bool)> {
+        let long = |arg: &clap::Arg| Some((arg.get_long()?.to_owned(), matches!(arg.get_action(), ArgAction::SetTrue)));
+        command.get_arguments().filter_map(long).collect()
     };
-    let mut all: HashSet<String> = options(&command).into_iter().collect();
+    let mut all: HashMap<String, bool> = options(&command).into_iter().collect();
     for subcommand in command.get_subcommands() {
         all.extend(options(subcommand));
     }
@@ -58,6 +77,23 @@ mod tests {
             ["lmrun", "restore", "-no-subreaper", "-d", "-image-path=/i", "--bundle", "/b", "-x", "--", "-bundle"];
         let expected =
             ["lmrun", "restore", "--no-subreaper", "-d", "--image-path=/i", "--bundle", "/b", "-x", "--", "-bundle"];
+        assert_eq!(normalized(given.map(OsString::from)), expected.map(OsString::from));
+    }
+
+    #[test]
+    fn a_switch_may_say_yes_or_no() {
+        let given = [
+            "lmrun",
+            "run",
+            "--detach=true",
+            "-keep=false",
+            "--no-pivot=maybe",
+            "--bundle=/b",
+            "c",
+            "--",
+            "--keep=true",
+        ];
+        let expected = ["lmrun", "run", "--detach", "--no-pivot=maybe", "--bundle=/b", "c", "--", "--keep=true"];
         assert_eq!(normalized(given.map(OsString::from)), expected.map(OsString::from));
     }
 }

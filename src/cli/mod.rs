@@ -47,7 +47,7 @@ const VERSION: &str =
 
 /// An OCI runtime with live migration built in
 #[derive(Debug, Parser)]
-#[command(name = "lmrun", version = VERSION, args_override_self = true, disable_help_subcommand = true)]
+#[command(name = "lmrun", version = VERSION, args_override_self = true, disable_version_flag = true)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -73,6 +73,9 @@ struct Global {
     /// Have systemd make the cgroups: linux.cgroupsPath is slice:prefix:name
     #[arg(long)]
     systemd_cgroup: bool,
+    /// Print version
+    #[arg(short, short_alias = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
     /// Accepted for runc's sake
     #[arg(long, value_name = "BOOL", hide = true)]
     rootless: Option<String>,

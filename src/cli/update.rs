@@ -148,7 +148,9 @@ fn bytes(name: &'static str, text: &str) -> Result<i64, Error> {
         return whole.checked_mul(1024_i64.pow(exponent)).ok_or_else(wrong);
     }
     let size: f64 = number.parse().map_err(|_| wrong())?;
-    Ok((size * 1024_f64.powi(exponent.cast_signed())) as i64)
+    let size = size * 1024_f64.powi(exponent.cast_signed());
+    // What does not fit is no size.
+    if size.abs() < i64::MAX as f64 { Ok(size as i64) } else { Err(wrong()) }
 }
 
 #[cfg(test)]

@@ -19,7 +19,9 @@ use oci_spec::runtime::{
 
 use serde_json::Value;
 
+use super::cgroup::Cgroup;
 use super::personality::Persona;
+use super::seccomp::Filter;
 use super::{Error, Result, selinux};
 use crate::engine::ClockOffsets;
 
@@ -250,6 +252,18 @@ fn own_clocks(linux: &mut Linux, clocks: ClockOffsets) {
     };
     let offsets = [("monotonic", clocks.monotonic), ("boottime", clocks.boottime)];
     linux.set_time_offsets(Some(HashMap::from(offsets.map(|(clock, by)| (clock.to_owned(), offset(by))))));
+}
+
+/// Whether a container could be made of a bundle, as far as that can be read: nothing is made.
+///
+/// # Errors
+/// As those of making it.
+pub fn check_bundle(path: &Path) -> Result<()> {
+    let bundle = Bundle::load(path)?;
+    bundle.linux()?.seccomp().as_ref().map(Filter::compile).transpose()?;
+    CapabilitySets::of(&bundle)?;
+    Cgroup::of_container(bundle.linux()?.cgroups_path().as_deref(), "check")?;
+    bundle.spec_for_workload().map(drop)
 }
 
 /// What libcontainer's builder checks before it enters where we enter.

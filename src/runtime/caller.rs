@@ -9,10 +9,17 @@ use super::{Error, Result};
 use crate::sys::pidfd::PidFd;
 use crate::sys::{fdpass, fds};
 
-/// Whether descriptors 3 .. 3 + n are the caller's.
-pub(super) fn check_descriptors(n: u32) -> Result<()> {
-    let mut all = 3..3 + n.cast_signed();
-    all.find(|fd| !fds::is_inherited(*fd)).map_or(Ok(()), |missing| Err(Error::PreservedFd(missing)))
+/// Keeps descriptors 3 .. 3 + n of the caller's for who is executed from here on, and those of systemd's socket activation
+/// before them; what else the caller has left open is for nobody.
+pub(super) fn keep_descriptors(n: u32) -> Result<()> {
+    let mut all = 3..3 + i64::from(n);
+    let missing = all.find(|fd| !i32::try_from(*fd).is_ok_and(fds::is_inherited));
+    if let Some(missing) = missing {
+        return Err(Error::PreservedFd(missing));
+    }
+    let activated = std::env::var("LISTEN_FDS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let first = 3_u32.saturating_add(n).saturating_add(activated);
+    fds::close_on_exec_from(first).map_err(|e| Error::io("descriptors", e.into()))
 }
 
 pub(super) fn connect(path: &Path) -> Result<UnixStream> {

@@ -144,6 +144,7 @@ impl HalfMade {
     /// Forks init and leaves it waiting for `start`, about to become the workload: a program, what a checkpoint holds,
     /// or what arrives from another host.
     pub fn build_workload(&mut self, bundle: &Bundle, options: &CreateOptions) -> Result<()> {
+        caller::keep_descriptors(options.preserve_fds)?;
         if let Some(standby) = standby::awaited(&self.state.id, &bundle.path)? {
             return restore::prepare_standby(self, bundle, standby, options);
         }
@@ -160,7 +161,7 @@ impl HalfMade {
     /// enter `executor`.
     pub fn build(&mut self, mut spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
         let dir = self.dir().to_owned();
-        caller::check_descriptors(options.preserve_fds)?;
+        caller::keep_descriptors(options.preserve_fds)?;
         let pidfd_socket = options.pidfd_socket.as_deref().map(caller::connect).transpose()?;
         self.state.no_new_keyring = options.no_new_keyring;
         let copied_up = copyup::take(&mut spec);

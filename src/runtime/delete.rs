@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::cgroup::Cgroup;
 use super::state::{Locked, State, Status, Store};
-use super::{Error, Result, hooks, status};
+use super::{Error, Result, caller, hooks, status};
 use crate::sys::pidfd::PidFd;
 
 /// Sends `signal` to the first process of container `id`, or with `all` to every process in it.
@@ -36,6 +36,7 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
 /// # Errors
 /// [`Error::NotFound`] (not with `force`), [`Error::StillRunning`], or what would not go away.
 pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
+    caller::keep_descriptors(0)?;
     if force {
         // Whoever still makes the container holds its lock, fails now, and cleans up behind itself.
         match store.load(id) {

@@ -49,6 +49,7 @@ mod update;
 mod users;
 mod workload;
 
+pub use bundle::check_bundle;
 pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use create::{CreateOptions, create};
 pub use delete::{delete, kill};
@@ -82,7 +83,7 @@ pub enum Error {
     #[error("{0}")]
     Process(String),
     #[error("unable to stat preserved-fd {0}: it is not open")]
-    PreservedFd(i32),
+    PreservedFd(i64),
     #[error("sub cgroup {0} does not exist in the container's")]
     SubCgroup(String),
     #[error("this host, or this container, has no {0}")]

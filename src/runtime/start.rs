@@ -10,13 +10,14 @@ use nix::sys::stat::Mode;
 
 use super::create::{NOTIFY_SOCKET, START_REPORT};
 use super::state::{Locked, State, Status, Store};
-use super::{Error, Result, chain, delete, hooks, restore, status};
+use super::{Error, Result, caller, chain, delete, hooks, restore, status};
 
 /// Starts the workload of container `id`.
 ///
 /// # Errors
 /// [`Error::WrongStatus`] where the container is not `created`; why the workload could not be executed.
 pub fn start(store: &Store, id: &str) -> Result<()> {
+    caller::keep_descriptors(0)?;
     let locked = store.lock(id)?;
     let mut state = locked.load()?;
     match status(&state) {

@@ -72,7 +72,7 @@ pub fn exec(store: &Store, id: &str, options: &ExecOptions) -> Result<i32> {
     let locked = if options.ignore_paused { None } else { wait_turn(store, id)? };
     let state = store.load(id)?;
     let init = enterable(&state, options.ignore_paused)?;
-    caller::check_descriptors(options.preserve_fds)?;
+    caller::keep_descriptors(options.preserve_fds)?;
     let bundle = process::bundle(&state.bundle, &options.process)?;
     check_terminal(&bundle, options)?;
     let foreground = Foreground::prepare(Attachment { detach: options.detach, no_subreaper: true, keep: true })?;
