@@ -25,7 +25,7 @@ else
 fi
 # dockerd takes runtimes over when it is told to read its configuration again.
 pid=${DOCKER_PID_FILE:-/var/run/docker.pid}
-if command -v systemctl >/dev/null && systemctl is-active --quiet docker; then
+if command -v systemctl >/dev/null && systemctl is-active --quiet docker 2>/dev/null; then
     systemctl reload docker
 elif [ -s "$pid" ] && kill -HUP "$(cat "$pid")"; then
     :
