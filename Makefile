@@ -14,6 +14,9 @@ TOOLS   := runtime-tests/tools.sh
 SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # rustup's default place, for a shell that has not read its profile again.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
+# The validation suite in short.
+SUITE   := create default hostname kill killsig linux_devices linux_masked_paths linux_ns_path linux_readonly_paths linux_seccomp \
+	linux_sysctl linux_uid_mappings mounts process process_oom_score_adj process_user root_readonly_true state
 # What Debian 12 does not have: scenarios print that they are skipped.
 EXPECTED ?= no CRIU 4.x
 # Scenarios that run at a time: each may keep two processors busy.
@@ -56,7 +59,9 @@ unit: tools-build ## Unit tests alone
 	cargo test --locked --workspace --lib --bins
 
 scenarios: all tools-test ## Scenarios alone: containers that check themselves around a checkpoint
-	LMRUN=$(CURDIR)/$(BINARY) LMRUN_EXPECT_SKIP='$(EXPECTED)' cargo test --locked -p runtime-tests --no-fail-fast --tests -- --test-threads=$(JOBS)
+	@$(TOOLS) conformance
+	runtime-tests/conformance/build.sh target/conformance-short $(SUITE)
+	LMRUN=$(CURDIR)/$(BINARY) LMRUN_SUITE=$(CURDIR)/target/conformance-short/suite LMRUN_EXPECT_SKIP='$(EXPECTED)' cargo test --locked -p runtime-tests --no-fail-fast --tests -- --test-threads=$(JOBS)
 
 lint: tools-build ## Formatting and clippy, where this toolchain has them
 	if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else echo "SKIP fmt: no rustfmt"; fi

@@ -37,7 +37,12 @@ mount -t tmpfs tmpfs run
 cp "$deb" package.deb
 cp "$busybox" bundle/rootfs/bin/busybox
 ln -s busybox bundle/rootfs/bin/sh
-chroot . sh -eux <<'CHROOT'
+# The namespace's own root, as on a machine.
+mkdir old
+pivot_root . old
+exec sh -eux <<'TREE'
+umount -l /old
+rmdir /old
 dpkg -i /package.deb
 lmrun --version
 cd /bundle
@@ -56,7 +61,7 @@ dpkg-query -W -f '${Conffiles}' lmrun | grep -q ' /etc/lmrun/lmrun.conf '
 [ -x /usr/share/doc/lmrun/examples/docker/enable.sh ] || [ -n "$(find /etc/dpkg/dpkg.cfg.d -type f)" ]
 dpkg --purge lmrun
 [ ! -e /usr/bin/lmrun ] && [ ! -e /etc/lmrun ]
-CHROOT
+TREE
 INSIDE
     echo "ok: Debian $suite"
 done

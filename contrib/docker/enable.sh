@@ -7,6 +7,7 @@ lmrun=$(command -v "${1:-lmrun}") || { echo "${1:-lmrun} is not there; make inst
 file=${DOCKER_CONFIG_FILE:-/etc/docker/daemon.json}
 mkdir -p "$(dirname "$file")"
 if [ -s "$file" ]; then
+    command -v python3 >/dev/null || { echo "$file is there: add what is in $(dirname "$0")/daemon.json by hand, or install python3" >&2; exit 1; }
     cp "$file" "$file.before-lmrun"
     python3 - "$file" "$lmrun" <<'P'
 import json, sys
@@ -23,8 +24,11 @@ else
     printf '{\n  "runtimes": { "lmrun": { "path": "%s" } },\n  "experimental": true\n}\n' "$lmrun" >"$file"
 fi
 # dockerd takes runtimes over when it is told to read its configuration again.
-if command -v systemctl >/dev/null && systemctl is-active --quiet docker; then
+pid=${DOCKER_PID_FILE:-/var/run/docker.pid}
+if command -v systemctl >/dev/null && systemctl is-active --quiet docker 2>/dev/null; then
     systemctl reload docker
+elif [ -s "$pid" ] && kill -HUP "$(cat "$pid")"; then
+    :
 else
-    echo "now restart dockerd"
+    echo "dockerd does not run; it knows lmrun when it is started next"
 fi
