@@ -76,8 +76,9 @@ fn nobody_came() {
 #[test]
 fn a_name_that_is_taken_is_told() {
     with_hosts(|a, b| {
-        let c = Pki::at(scratch("third"));
-        b.trust("a", c.identity().unwrap().certificate()).unwrap();
+        let dir = scratch("third");
+        b.trust("a", Pki::at(&dir).identity().unwrap().certificate()).unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
         let invitation = Invitation::open(Some("127.0.0.1:0"), b, "b").unwrap();
         let (address, code) = (invitation.address().unwrap().to_string(), invitation.code());
         std::thread::scope(|scope| {
