@@ -45,9 +45,9 @@ fn write(dir: &Path) -> Result<()> {
         let name = format!("lmrun-{}", sub.get_name());
         // `lmrun run` in the synopsis, `lmrun-run` in the title.
         let page = Page { command: sub.display_name(&name), name };
-        page.write(&man, &mut parts, &exit_status)?;
+        page.write(&man, &mut parts, exit_status)?;
     }
-    Page { name: "lmrun".into(), command: command.clone() }.write(&man, &mut parts, &exit_status)?;
+    Page { name: "lmrun".into(), command: command.clone() }.write(&man, &mut parts, exit_status)?;
     if let Some(name) = parts.keys().next() {
         return Err(Error::other(format!("pages.roff: there is no page {name}")));
     }

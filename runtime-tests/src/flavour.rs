@@ -159,16 +159,19 @@ pub fn pre_copy_to_page_server(c: &Container) {
 /// `stay: a, b;` in front names those that do not take part in moves: what they look at is the host's.
 #[macro_export]
 macro_rules! carried {
-    ($(stay: $($stays:ident),*;)? $($workload:ident),* $(,)?) => {
-        $($(mod $stays {
+    (stay: $($stays:ident),*; $($workload:ident),* $(,)?) => {
+        $(mod $stays {
             $crate::carried!(@ $stays control restore twice leave_running leave_then_restore pre_copy page_server
                 pre_copy_to_page_server);
-        })*)?
-        $(mod $workload {
+        })*
+        $crate::carried! { $($workload),* }
+    };
+    ($($workload:ident),* $(,)?) => { $(
+        mod $workload {
             $crate::carried!(@ $workload control restore twice leave_running leave_then_restore pre_copy page_server
                 pre_copy_to_page_server migrate migrate_twice);
-        })*
-    };
+        }
+    )* };
     (@ $workload:ident $($flavour:ident)*) => { $(
         #[test]
         fn $flavour() {

@@ -34,7 +34,7 @@ impl Dice {
         Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -43,7 +43,7 @@ impl Dice {
 
     /// Less than `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 16) as usize % n.max(1)
+        (self.roll() >> 16) as usize % n.max(1)
     }
 
     pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
@@ -67,8 +67,8 @@ impl Dice {
             u64::MAX,
             i64::MAX as u64,
             i64::MIN as u64,
-            self.next(),
-            self.next() & 0xffff,
+            self.roll(),
+            self.roll() & 0xffff,
         ]
         .get(self.below(10))
         .unwrap_or(&0)
@@ -219,7 +219,7 @@ fn any_value(dice: &mut Dice) -> Value {
         1 => json!(dice.once_in(2)),
         2 => json!(dice.number()),
         3 => json!(dice.number() as i64),
-        4 => json!(dice.next() as f64 / 1e3),
+        4 => json!(dice.roll() as f64 / 1e3),
         5 => json!([any_value(dice)]),
         6 => json!({ (*dice.pick(&WORDS)): any_value(dice) }),
         7 => json!("x".repeat(1 << dice.below(17))),
@@ -262,7 +262,7 @@ fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) {
         let at = dice.below(bytes.len());
         match dice.below(5) {
             0 => bytes[at] ^= 1 << dice.below(8),
-            1 => bytes[at] = dice.next() as u8,
+            1 => bytes[at] = dice.roll() as u8,
             2 => bytes.truncate(at),
             3 => {
                 let number = dice.number().to_le_bytes();

@@ -302,7 +302,7 @@ impl Standby {
 
     /// Pages of zeros: a hole is as good where nothing was.
     pub fn zeros(&mut self, of: PagesOf, span: Span) -> Result<()> {
-        const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         let file = |v: &VmaEntry| is_file_mapping(v) && v.start < span.end() && span.vaddr < v.end;
         let hollow = |pid: u32| {
             let alive = self.site.plan.tree.processes.iter().find(|p| p.entry.pid == pid)?.alive.as_ref();

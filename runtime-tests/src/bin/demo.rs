@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 fn demo(mib: usize) -> Result<bool> {
     println!("two hosts, a client and a switch: network namespaces of this machine");
     let hosts = Hosts::new();
-    let mut migration = Migration::start(&hosts, &Runtime::Lmrun)?;
+    let migration = Migration::start(&hosts, &Runtime::Lmrun)?;
     let mut loader = migration.connect()?;
     let bar = Bar::new("loading Redis", mib as u64);
     loader.load(mib, |done| bar.show(done as u64))?;

@@ -110,12 +110,9 @@ mod tests {
     }
 
     fn names(archive: &[u8]) -> Vec<String> {
-        let entries = Archive::new(archive)
-            .entries()
-            .unwrap()
-            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
-            .collect();
-        entries
+        let mut archive = Archive::new(archive);
+        let entries = archive.entries().unwrap();
+        entries.map(|entry| entry.unwrap().path().unwrap().display().to_string()).collect()
     }
 
     #[test]
