@@ -132,8 +132,22 @@ impl Engines {
             Programs::Installed => Path::new(""),
             Programs::Tree(root) => root,
         };
-        let daemons = Command::new("unshare")
-            .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", DAEMONS])
+        // They end with the thread that started them, even where that is killed.
+        let daemons = Command::new("setpriv")
+            .args([
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                "--mount",
+                "--net",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sh",
+                "-c",
+                DAEMONS,
+            ])
             .env("BASE", &base)
             .env("TREE", tree)
             .env("JOINED", format!("{JOINED_ADDRESS}/24"))
@@ -143,7 +157,7 @@ impl Engines {
             .stdout(log())
             .stderr(log())
             .spawn()
-            .expect("unshare starts");
+            .expect("setpriv starts");
         let mut engines = Engines { base, programs, daemons, init: 0, history: RefCell::default() };
         engines.await_init();
         if engines.programs.have(Engine::Docker) {
