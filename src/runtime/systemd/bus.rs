@@ -83,7 +83,7 @@ impl Connection {
     }
 
     /// D-Bus Specification, "Authentication Protocol": EXTERNAL, the peer asking the kernel who we are.
-    fn begin(mut stream: UnixStream, bus: bool) -> Result<Connection> {
+    pub(super) fn begin(mut stream: UnixStream, bus: bool) -> Result<Connection> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         for expected in ["DATA", "OK"] {

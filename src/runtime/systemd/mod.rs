@@ -102,16 +102,19 @@ impl Unit {
         });
         let kept = Kept { keeper: keeper.map_err(Error::Fork)? };
         let properties = self.properties(id, kept.keeper, resources);
-        let mut connection = Connection::open(self.user)?;
+        self.start_over(&mut Connection::open(self.user)?, &properties)?;
+        Ok(kept)
+    }
+
+    fn start_over(&self, connection: &mut Connection, properties: &[Property]) -> bus::Result<()> {
         connection.subscribe()?;
-        match self.start_once(&mut connection, &properties) {
+        match self.start_once(connection, properties) {
             Err(error) if error.is("UnitExists") => {
                 connection.call("ResetFailedUnit", "s", self.named())?;
-                self.start_once(&mut connection, &properties)?;
+                self.start_once(connection, properties)
             }
-            started => started?,
+            started => started,
         }
-        Ok(kept)
     }
 
     fn start_once(&self, connection: &mut Connection, properties: &[Property]) -> bus::Result<()> {
@@ -169,17 +172,20 @@ impl Unit {
 
     /// Ends the unit, if it has not ended with its last process, and forgets that it may have failed.
     pub fn stop(&self) -> Result<()> {
-        let mut connection = Connection::open(self.user)?;
+        Ok(self.stop_over(&mut Connection::open(self.user)?)?)
+    }
+
+    fn stop_over(&self, connection: &mut Connection) -> bus::Result<()> {
         connection.subscribe()?;
         let mut body = self.named();
         body.text("replace");
         match connection.call("StopUnit", "ss", body) {
-            Ok(job) => connection.wait_for_job(&job.body().text().map_err(BusError::Io)?, &self.name)?,
+            Ok(job) => connection.wait_for_job(&job.body().text()?, &self.name)?,
             Err(error) if error.is("NoSuchUnit") => return Ok(()),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
         match connection.call("ResetFailedUnit", "s", self.named()) {
-            Err(error) if !error.is("NoSuchUnit") => Err(error.into()),
+            Err(error) if !error.is("NoSuchUnit") => Err(error),
             _ => Ok(()),
         }
     }
@@ -216,7 +222,100 @@ fn in_user_namespace() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::wire::{Kind, Message, answer};
     use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// What a peer is asked for, and with what it answers: a job's path, or an error.
+    type Step = (&'static str, &'static str, std::result::Result<&'static str, &'static str>);
+
+    /// A connection to somebody who checks what comes, on a thread of its own; that gives the bodies.
+    fn peer(bus: bool, steps: Vec<Step>) -> (Connection, std::thread::JoinHandle<Vec<Vec<u8>>>) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut hello = [0; 29];
+            theirs.read_exact(&mut hello).unwrap();
+            assert_eq!(hello, *b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n");
+            theirs.write_all(b"DATA\r\nOK 0123456789abcdef\r\n").unwrap();
+            let mut bodies = Vec::new();
+            for (member, signature, result) in steps {
+                let call = Message::read(&mut theirs).unwrap();
+                assert_eq!((call.kind, call.member.as_str(), call.signature.as_str()), (Kind::Call, member, signature));
+                bodies.push(call.body().rest().to_vec());
+                let mut body = Writer::default();
+                body.text(result.unwrap_or("words"));
+                let sent = match result {
+                    Ok(_) => answer(Kind::Return, call.serial(), "", "o", body),
+                    Err(name) => answer(Kind::Error, call.serial(), name, "s", body),
+                };
+                if let Ok(job) = result {
+                    // One's own end may be told before the answer, and others' at any time.
+                    for (job, result) in [("/job/other", "failed"), (job, "done")] {
+                        let mut body = Writer::default();
+                        body.uint(1);
+                        [job, "lm-c.scope", result].iter().for_each(|text| body.text(text));
+                        theirs.write_all(&answer(Kind::Signal, 0, "JobRemoved", "uoss", body)).unwrap();
+                    }
+                }
+                theirs.write_all(&sent).unwrap();
+            }
+            bodies
+        });
+        (Connection::begin(ours, bus).unwrap(), thread)
+    }
+
+    fn unit() -> Unit {
+        Unit { name: "lm-c.scope".into(), slice: "a.slice".into(), user: false, extra: Vec::new() }
+    }
+
+    #[test]
+    fn a_scope_is_started_with_these_messages() {
+        let steps = vec![
+            ("Hello", "", Ok("/")),
+            ("AddMatch", "s", Ok("/")),
+            ("Subscribe", "", Err("org.freedesktop.systemd1.AlreadySubscribed")),
+            ("StartTransientUnit", "ssa(sv)a(sa(sv))", Err("org.freedesktop.systemd1.UnitExists")),
+            ("ResetFailedUnit", "s", Ok("/")),
+            ("StartTransientUnit", "ssa(sv)a(sa(sv))", Ok("/job/7")),
+        ];
+        let (mut connection, thread) = peer(true, steps);
+        let resources = serde_json::from_str(r#"{"pids": {"limit": 5}}"#).unwrap();
+        let properties = unit().properties("c", Pid::from_raw(42), Some(&resources));
+        unit().start_over(&mut connection, &properties).unwrap();
+        let bodies = thread.join().unwrap();
+        let named: Vec<&str> = properties.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(named[..5], ["Description", "Slice", "Delegate", "PIDs", "DefaultDependencies"]);
+        assert!(properties.contains(&("PIDs".into(), Value::Uints(vec![42]))));
+        assert!(properties.contains(&("TasksMax".into(), Value::Ulong(5))));
+        let mut expected = Writer::default();
+        ["lm-c.scope", "replace"].iter().for_each(|text| expected.text(text));
+        expected.properties(&properties);
+        expected.array(8, &[(); 0], |_, ()| {});
+        assert_eq!(bodies[5], expected.bytes());
+        assert_eq!(bodies[3], bodies[5]);
+    }
+
+    #[test]
+    fn a_scope_is_stopped_with_these_messages() {
+        let steps = vec![
+            ("Subscribe", "", Ok("/")),
+            ("StopUnit", "ss", Ok("/job/8")),
+            ("ResetFailedUnit", "s", Err("org.freedesktop.systemd1.NoSuchUnit")),
+        ];
+        let (mut connection, thread) = peer(false, steps);
+        unit().stop_over(&mut connection).unwrap();
+        thread.join().unwrap();
+        let gone = vec![("Subscribe", "", Ok("/")), ("StopUnit", "ss", Err("org.freedesktop.systemd1.NoSuchUnit"))];
+        let (mut connection, thread) = peer(false, gone);
+        unit().stop_over(&mut connection).unwrap();
+        thread.join().unwrap();
+        let refused = vec![("Subscribe", "", Err("org.freedesktop.DBus.Error.AccessDenied"))];
+        let (mut connection, thread) = peer(false, refused);
+        let error = unit().stop_over(&mut connection).unwrap_err();
+        assert_eq!(error.to_string(), "systemd: Subscribe: words (org.freedesktop.DBus.Error.AccessDenied)");
+        thread.join().unwrap();
+    }
 
     #[test]
     fn slices_lie_in_one_another() {

@@ -179,6 +179,33 @@ pub fn call(serial: u32, target: Target<'_>, member: &str, signature: &str, body
     message.bytes
 }
 
+/// What a peer of ours would send.
+#[cfg(test)]
+pub fn answer(kind: Kind, reply_to: u32, name: &str, signature: &str, body: Writer) -> Vec<u8> {
+    let mut message = Writer::default();
+    message.bytes.extend([b'l', kind as u8, 0, 1]);
+    message.uint(body.bytes.len() as u32);
+    message.uint(77);
+    let named = if kind == Kind::Error { ERROR_NAME } else { MEMBER };
+    let mut fields = vec![(named, "s"), (SIGNATURE, "g")];
+    if kind != Kind::Signal {
+        fields.push((REPLY_SERIAL, "u"));
+    }
+    message.array(8, &fields, |w, (code, kind)| {
+        w.align(8);
+        w.byte(*code);
+        w.signature(kind);
+        match *kind {
+            "g" => w.signature(signature),
+            "u" => w.uint(reply_to),
+            _ => w.text(name),
+        }
+    });
+    message.align(8);
+    message.bytes.extend(body.bytes);
+    message.bytes
+}
+
 /// A message that has come.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Message {
@@ -187,6 +214,8 @@ pub struct Message {
     pub error: String,
     pub reply_to: u32,
     pub signature: String,
+    #[cfg(test)]
+    serial: u32,
     body: Vec<u8>,
 }
 
@@ -223,6 +252,8 @@ impl Message {
             error: String::new(),
             reply_to: 0,
             signature: String::new(),
+            #[cfg(test)]
+            serial: word(8),
             body: vec![0; body as usize],
         };
         from.read_exact(&mut message.body)?;
@@ -248,6 +279,11 @@ impl Message {
         Ok(())
     }
 
+    #[cfg(test)]
+    pub fn serial(&self) -> u32 {
+        self.serial
+    }
+
     pub fn body(&self) -> Reader<'_> {
         Reader { bytes: &self.body, at: 0 }
     }
@@ -255,6 +291,21 @@ impl Message {
 
 fn bad(what: &str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("D-Bus message: {what} is not as it must be"))
+}
+
+#[cfg(test)]
+impl Reader<'_> {
+    /// All that has not been read.
+    pub fn rest(&self) -> &[u8] {
+        &self.bytes[self.at..]
+    }
+}
+
+#[cfg(test)]
+impl Writer {
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Values read one after another.
