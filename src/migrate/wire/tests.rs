@@ -280,6 +280,35 @@ fn what_gets_shorter_is_compressed() {
     assert_eq!(how, [(0, 64, Encoding::Lz4)]);
     assert!(encoder.sent.bytes < text.len() as u64 / 2);
     assert_eq!(landed(&text, Compression::None).0, [(0, 64, Encoding::Raw)]);
+    let (how, shorter) = landed(&text, Compression::Zstd);
+    assert_eq!(how, [(0, 64, Encoding::Zstd)]);
+    assert!(shorter.sent.bytes < text.len() as u64 / 2);
+    let random = Numbers(5).bytes(8 * PAGE);
+    assert_eq!(landed(&random, Compression::Zstd).0, [(0, 8, Encoding::Raw)]);
+}
+
+#[test]
+fn a_packed_page_that_was_tampered_with_is_an_error_or_another_page() {
+    let text: Vec<u8> = (0..4 * PAGE).map(|i| if i % 9 == 0 { (i / 50) as u8 } else { b'y' }).collect();
+    let mut numbers = Numbers(6);
+    for compression in [Compression::Lz4, Compression::Zstd] {
+        let mut bytes = Vec::new();
+        let mut to = Writer::new(&mut bytes);
+        PageEncoder::new(compression).send(&mut to, OF, 0, &text).unwrap();
+        to.flush().unwrap();
+        drop(to);
+        let mut room = Vec::new();
+        for _ in 0..2_000 {
+            let Message::Pages(mut pages) = received(&bytes).0.remove(0) else { panic!() };
+            for _ in 0..1 + numbers.next() % 3 {
+                let at = numbers.next() as usize % pages.payload.len();
+                pages.payload[at] = numbers.next() as u8;
+            }
+            if let Ok(Content::Bytes(content)) = pages.content(&mut room) {
+                assert_eq!(content.len(), text.len());
+            }
+        }
+    }
 }
 
 #[test]
@@ -290,5 +319,6 @@ fn all_mixtures_of_pages_land_as_they_were() {
         let count = 1 + numbers.next() % 12;
         let memory: Vec<u8> = (0..count).flat_map(|_| kinds[numbers.next() as usize % 4].clone()).collect();
         landed(&memory, Compression::Lz4);
+        landed(&memory, Compression::Zstd);
     }
 }
