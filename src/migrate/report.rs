@@ -506,12 +506,4 @@ mod tests {
         assert_eq!(ticks(9.0, 4.0).collect::<Vec<_>>(), [0.0, 5.0]);
         assert_eq!(ticks(0.0, 4.0).next(), Some(0.0));
     }
-
-    /// Written where somebody asks for it, to be looked at.
-    #[test]
-    fn a_page_can_be_had_to_look_at() {
-        if let Some(path) = std::env::var_os("LMRUN_SAMPLE_REPORT") {
-            std::fs::write(path, html(&entries())).unwrap();
-        }
-    }
 }
