@@ -145,6 +145,7 @@ for group in "$@"; do
         need ip iproute2
         need nft nftables
         need nsenter util-linux
+        need newuidmap uidmap
         [ -x /lib/systemd/systemd ] || need systemd systemd
         need runc runc
         install_packages

@@ -58,9 +58,9 @@ struct Cli {
 /// Options before the command.
 #[derive(Debug, Args)]
 struct Global {
-    /// Directory for the state of containers
-    #[arg(long, default_value = "/run/lmrun")]
-    root: PathBuf,
+    /// Directory for the state of containers [default: /run/lmrun; for another user than root $XDG_RUNTIME_DIR/lmrun]
+    #[arg(long)]
+    root: Option<PathBuf>,
     /// File for the log [default: standard error]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -76,12 +76,32 @@ struct Global {
     /// Print version
     #[arg(short, short_alias = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
-    /// Accepted for runc's sake
-    #[arg(long, value_name = "BOOL", hide = true)]
-    rootless: Option<String>,
+    /// Go without cgroups that one has no right to make; auto: unless one is root on the host
+    #[arg(long, value_name = "BOOL", default_value = "auto", value_parser = rootless)]
+    rootless: Rootless,
     /// Accepted for runc's sake
     #[arg(long, value_name = "PATH", hide = true)]
     criu: Option<PathBuf>,
+}
+
+/// None: whoever calls decides.
+type Rootless = Option<bool>;
+
+fn rootless(word: &str) -> Result<Rootless, String> {
+    match word {
+        "auto" => Ok(None),
+        "true" => Ok(Some(true)),
+        "false" => Ok(Some(false)),
+        _ => Err("true, false or auto".into()),
+    }
+}
+
+impl Global {
+    fn root(&self) -> PathBuf {
+        let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !nix::unistd::geteuid().is_root());
+        let default = || own.map_or_else(|| PathBuf::from("/run/lmrun"), |dir| PathBuf::from(dir).join("lmrun"));
+        self.root.clone().unwrap_or_else(default)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -159,8 +179,8 @@ pub fn main() -> ExitCode {
         Err(error) => return misused(&error, std::env::args_os()),
     };
     match log::start(&cli.global).and_then(|()| {
-        let root = std::path::absolute(&cli.global.root).map_err(|e| report::Failure::new("root directory", e))?;
-        cli.command.run(&Store::new(root).with_systemd(cli.global.systemd_cgroup))
+        let root = std::path::absolute(cli.global.root()).map_err(|e| report::Failure::new("root directory", e))?;
+        cli.command.run(&Store::new(root).with_systemd(cli.global.systemd_cgroup).with_rootless(cli.global.rootless))
     }) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -245,7 +265,7 @@ mod tests {
             "15",
         ];
         let cli = Cli::try_parse_from(argv).unwrap();
-        assert_eq!(cli.global.root, PathBuf::from("/r"));
+        assert_eq!(cli.global.root(), PathBuf::from("/r"));
         assert!(matches!(cli.global.log_format, log::Format::Json));
     }
 }

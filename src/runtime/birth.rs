@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use caps::Capability;
@@ -31,7 +30,7 @@ use super::porter::{self, Asking};
 use super::process::note_pid_outside;
 use super::users::{self, Users};
 use super::{Error, Result, chain};
-use crate::sys::{fork, netns};
+use crate::sys::netns;
 
 pub(super) const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
 
@@ -40,9 +39,14 @@ pub(super) const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::
 ///
 /// # Errors
 /// What went wrong, in init or outside. Init may live on then, in the container's cgroup.
-pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Mounts>, cgroup: &Cgroup) -> Result<i32> {
+pub(super) fn give_birth(
+    mut args: ContainerArgs,
+    mounts: Option<Mounts>,
+    cgroup: &Cgroup,
+    rootless: bool,
+) -> Result<i32> {
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let birthplace = cgroup.make(resources)?;
+    let birthplace = cgroup.make(resources, rootless)?;
     let users = Users::of(&args.spec)?;
     // Without the right to enter init's mount namespace, which only init has then.
     let opens = users.is_some() && users::may(Capability::CAP_SYS_ADMIN);
@@ -64,7 +68,7 @@ pub(super) fn give_birth(mut args: ContainerArgs, mounts: Option<Mounts>, cgroup
         Some(users) => porter::fork_init(users, &whole, &birthplace, mounts.as_ref(), |asking| init(Some(asking)))?,
         None => {
             let outside = Outside::leave(&whole)?;
-            let pid = fork::child_in(outside.namespaces, birthplace.unified.as_ref().map(AsFd::as_fd), || init(None));
+            let pid = birthplace.fork(outside.namespaces, || init(None));
             pid.map_err(|e| Error::Init(format!("fork: {e}")))?.as_raw()
         }
     };

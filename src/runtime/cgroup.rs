@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use libcgroups::common::CgroupConfig;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
 use super::{Error, Result, devices, update};
-use crate::sys::bpf;
 use crate::sys::pidfd::PidFd;
+use crate::sys::{bpf, fork};
 
 /// How long a killed or frozen cgroup may take to come to rest.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,32 +73,50 @@ impl Cgroup {
         CgroupConfig { cgroup_path: self.path.clone(), systemd_cgroup: false, container_name: id.to_owned() }
     }
 
-    /// Makes the cgroup in every hierarchy, with its limits.
-    pub fn make(&self, resources: Option<&LinuxResources>) -> Result<Birthplace> {
+    /// Makes the cgroup in every hierarchy, with its limits. `rootless`: the container is left out of hierarchies that the
+    /// caller has no right to, as under runc.
+    ///
+    /// # Errors
+    /// What the kernel says; with `rootless` [`Error::RootlessLimit`] for a limit that takes a cgroup which there is not.
+    pub fn make(&self, resources: Option<&LinuxResources>, rootless: bool) -> Result<Birthplace> {
         let hierarchies = hierarchies()?;
-        let mut birthplace = Birthplace::default();
+        let mut birthplace = Birthplace { rootless, ..Birthplace::default() };
         for hierarchy in hierarchies {
-            let dir = self.below(&hierarchy.mount);
-            fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-            if hierarchy.unified {
-                // Beside version 1 controllers there is no use for those that are left.
-                if hierarchies.len() == 1 {
-                    hand_down_controllers(&hierarchy.mount, &self.path);
-                }
-                birthplace.unified = Some(File::open(&dir).map_err(|e| Error::io(&dir, e))?);
-            } else {
-                if dir.join("cpuset.cpus").exists() {
-                    hand_down_cpus(&hierarchy.mount, &self.path)?;
-                }
-                let tasks = dir.join("tasks");
-                let file = File::options().write(true).open(&tasks).map_err(|e| Error::io(&tasks, e))?;
-                birthplace.version1.push(file);
+            match self.make_in(hierarchy, hierarchies.len() == 1, &mut birthplace) {
+                Err(Error::Io { source, .. }) if rootless && is_denied(&source) => {}
+                made => made?,
             }
         }
-        if let Some(resources) = resources {
-            self.limit(resources)?;
+        match resources.map_or(Ok(()), |resources| self.limit(resources)) {
+            // Who may not make the nodes has no use for devices that he does not own.
+            Err(Error::Devices { .. }) if rootless => {}
+            Err(Error::NoController(limit)) if rootless => return Err(Error::RootlessLimit(limit)),
+            Err(Error::Io { source, path }) if rootless && is_denied(&source) => {
+                return Err(Error::RootlessLimit(path.display().to_string()));
+            }
+            limited => limited?,
         }
         Ok(birthplace)
+    }
+
+    fn make_in(&self, hierarchy: &Hierarchy, alone: bool, birthplace: &mut Birthplace) -> Result<()> {
+        let dir = self.below(&hierarchy.mount);
+        fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        if hierarchy.unified {
+            // Beside version 1 controllers there is no use for those that are left.
+            if alone {
+                hand_down_controllers(&hierarchy.mount, &self.path);
+            }
+            birthplace.unified = Some(File::open(&dir).map_err(|e| Error::io(&dir, e))?);
+        } else {
+            if dir.join("cpuset.cpus").exists() {
+                hand_down_cpus(&hierarchy.mount, &self.path)?;
+            }
+            let tasks = dir.join("tasks");
+            let file = File::options().write(true).open(&tasks).map_err(|e| Error::io(&tasks, e))?;
+            birthplace.version1.push(file);
+        }
+        Ok(())
     }
 
     fn limit(&self, resources: &LinuxResources) -> Result<()> {
@@ -111,7 +130,11 @@ impl Cgroup {
         let dir = self.below(&version1.mount);
         devices::version1(rules).into_iter().try_for_each(|(allow, line)| {
             let file = dir.join(if allow { "devices.allow" } else { "devices.deny" });
-            fs::write(&file, line).map_err(|e| Error::io(&file, e))
+            // Without the directory there are no rules; only who has no right to make it gets this far then.
+            match fs::write(&file, line) {
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+                written => written.map_err(|e| Error::io(&file, e)),
+            }
         })
     }
 
@@ -121,7 +144,10 @@ impl Cgroup {
             return Ok(());
         };
         let path = below(&unified.mount, &self.path);
-        let dir = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let dir = match File::open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            opened => opened.map_err(|e| Error::io(&path, e))?,
+        };
         bpf::attach_device_program(&dir, &devices::program(rules)).map_err(|errno| Error::Devices { path, errno })
     }
 
@@ -235,14 +261,33 @@ pub struct Birthplace {
     pub unified: Option<File>,
     /// Its lists of threads in the others.
     version1: Vec<File>,
+    /// The caller may lack the right to put a process there.
+    rootless: bool,
 }
 
 impl Birthplace {
+    /// Forks a child into the unified hierarchy, as [`fork::child_in`] does.
+    pub fn fork(&self, namespaces: u64, work: impl FnOnce() -> i32) -> io::Result<Pid> {
+        let mut work = Some(work);
+        let mut run = || work.take().map_or(101, |work| work());
+        match fork::child_in(namespaces, self.unified.as_ref().map(AsFd::as_fd), &mut run) {
+            Err(e) if self.rootless && self.unified.is_some() && is_denied(&e) => fork::child_in(namespaces, None, run),
+            forked => forked,
+        }
+    }
+
     /// The caller, which has one thread, enters the hierarchies of version 1. A thread that moves itself alone does not wait
     /// for an RCU grace period (kernel/cgroup/cgroup.c, cgroup_procs_write_start), as any other move does.
     pub fn enter_version1(&self) -> io::Result<()> {
-        self.version1.iter().try_for_each(|mut tasks| tasks.write_all(b"0"))
+        self.version1.iter().try_for_each(|mut tasks| match tasks.write_all(b"0") {
+            Err(e) if self.rootless && is_denied(&e) => Ok(()),
+            entered => entered,
+        })
     }
+}
+
+fn is_denied(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
 /// The freezer's files in one directory. Documentation/admin-guide/cgroup-v2.rst (cgroup.freeze) and

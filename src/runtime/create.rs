@@ -5,6 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -89,6 +90,8 @@ pub struct HalfMade {
     /// None once the container is finished.
     locked: Option<Locked>,
     state: State,
+    /// See [`Store::is_rootless`].
+    rootless: bool,
 }
 
 impl HalfMade {
@@ -133,7 +136,7 @@ impl HalfMade {
             let path = cgroup.path().to_owned();
             return Err(Error::CgroupInUse { path, pids });
         }
-        let container = HalfMade { locked: Some(locked), state };
+        let container = HalfMade { locked: Some(locked), state, rootless: store.is_rootless() };
         container.locked().save(&container.state)?;
         if let (Some(group), Some(wanted)) = (&container.state.rdt, bundle.linux()?.intel_rdt()) {
             group.make(wanted)?;
@@ -202,7 +205,7 @@ impl HalfMade {
         };
         let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let kept = self.state.unit.as_ref().map(|unit| unit.start(&self.state.id, resources)).transpose()?;
-        let init = birth::give_birth(args, mounts, &cgroup);
+        let init = birth::give_birth(args, mounts, &cgroup, self.rootless);
         drop((own, kept));
         let pid = init?;
         self.state.init = Process::of(pid);
@@ -315,8 +318,16 @@ impl OwnAttributes {
         let mut own = OwnAttributes { oom_score_adj: None };
         if let Some(score) = oom_score_adj {
             let before = fs::read_to_string(OOM_SCORE_ADJ).map_err(io)?;
-            fs::write(OOM_SCORE_ADJ, score.to_string()).map_err(io)?;
-            own.oom_score_adj = Some(before);
+            match fs::write(OOM_SCORE_ADJ, score.to_string()) {
+                // Lowering it takes a capability: as it is, then, as under runc.
+                Err(e) if e.kind() == ErrorKind::PermissionDenied && !geteuid().is_root() => {
+                    tracing::warn!(score, "oom_score_adj stays as it is: this user may not lower it");
+                }
+                written => {
+                    written.map_err(io)?;
+                    own.oom_score_adj = Some(before);
+                }
+            }
         }
         // Nobody in a namespace that is being joined may look into the process that joins it.
         prctl::set_dumpable(false).map_err(|e| Error::Init(format!("set dumpable: {e}")))?;

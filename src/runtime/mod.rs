@@ -88,6 +88,11 @@ pub enum Error {
     SubCgroup(String),
     #[error("this host, or this container, has no {0}")]
     NoController(String),
+    #[error(
+        "cannot set the limit {0}: this user may not make the container's cgroup; leave linux.resources out, or have \
+         systemd make it (--systemd-cgroup)"
+    )]
+    RootlessLimit(String),
     #[error("{0}")]
     Update(String),
     #[error("fork")]

@@ -88,7 +88,7 @@ pub(super) fn fork_init(
         };
         i32::from(forked.is_err() || said.is_err())
     };
-    let porter = fork::child_in(0, birthplace.unified.as_ref().map(AsFd::as_fd), work);
+    let porter = birthplace.fork(0, work);
     let porter = porter.map_err(|e| Error::Init(format!("fork: {e}")))?;
     drop(porter_asks);
     let init = serve_porter(&porters, porter.as_raw(), users);

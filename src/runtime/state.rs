@@ -20,7 +20,7 @@ use super::rdt::Group;
 use super::restore::Pending;
 use super::streams::Stream;
 use super::systemd::Unit;
-use super::{Error, Result};
+use super::{Error, Result, users};
 
 /// Where a container is in its life. `Paused` is never stored: the freezer knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +95,7 @@ pub struct State {
 pub struct Store {
     root: PathBuf,
     systemd: bool,
+    rootless: bool,
 }
 
 /// A container's directory, locked against all other commands that change it.
@@ -113,12 +114,22 @@ const WHOLE: libc::flock =
 
 impl Store {
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Store { root: root.into(), systemd: false }
+        Store { root: root.into(), systemd: false, rootless: users::is_rootless() }
     }
 
     /// Cgroups of containers made from now on are systemd's.
     pub fn with_systemd(self, systemd: bool) -> Self {
         Store { systemd, ..self }
+    }
+
+    /// None: whether the caller is root on the host says it.
+    pub fn with_rootless(self, rootless: Option<bool>) -> Self {
+        Store { rootless: rootless.unwrap_or(self.rootless), ..self }
+    }
+
+    /// Containers go without cgroups that the caller has no right to make.
+    pub fn is_rootless(&self) -> bool {
+        self.rootless
     }
 
     pub fn has_systemd(&self) -> bool {

@@ -87,6 +87,12 @@ impl Users {
     }
 }
 
+/// Whether the caller is somebody else than the host's root.
+pub(super) fn is_rootless() -> bool {
+    // The first user namespace maps all ids.
+    !geteuid().is_root() || fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.contains("4294967295"))
+}
+
 /// Whether the caller has a capability in the user namespace that it is in.
 pub(super) fn may(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)

@@ -1,6 +1,6 @@
 //! What a process has besides namespaces and identity: limits, priorities, where it may run.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use libcontainer::process::memory_policy::setup_memory_policy;
 use libcontainer::syscall::syscall::create_syscall;
@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 };
 
 use super::super::personality::Persona;
+use super::super::users;
 use super::super::workload::words;
 use super::super::{Error, Result, chain};
 use crate::sys::sched;
@@ -26,8 +27,11 @@ pub(super) fn set(spec: &Spec, process: &Process) -> std::result::Result<(), Str
     if let Some(score) = process.oom_score_adj() {
         // /proc is still the host's.
         let file = std::fs::OpenOptions::new().write(true).open("/proc/self/oom_score_adj");
-        file.and_then(|mut file| file.write_all(score.to_string().as_bytes()))
-            .map_err(|e| format!("set oom_score_adj: {e}"))?;
+        match file.and_then(|mut file| file.write_all(score.to_string().as_bytes())) {
+            // As create leaves it.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied && users::is_rootless() => {}
+            written => written.map_err(|e| format!("set oom_score_adj: {e}"))?,
+        }
     }
     for limit in process.rlimits().iter().flatten() {
         set_limit(limit).map_err(|e| format!("error setting rlimit type {}: {}", limit.typ(), words(e)))?;

@@ -208,9 +208,13 @@ impl Mounts {
     fn make_cgroups(&self, root: &Root, wanted: &Prepared) -> io::Result<()> {
         let at = root.place(&wanted.destination)?;
         let hierarchies = cgroup::hierarchies().map_err(io::Error::other)?;
+        let open = |dir: &Path| File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir);
+        // A container that has no cgroup of its own, for want of the right to make it, is shown all.
         let own = |mount: &Path| {
-            let dir = self.cgroup.below(mount);
-            let dir = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(dir)?;
+            let dir = match open(&self.cgroup.below(mount)) {
+                Err(e) if e.kind() == ErrorKind::NotFound => open(mount)?,
+                opened => opened?,
+            };
             kernel::copy(&dir, false)
         };
         let version1: Vec<_> = hierarchies.iter().filter(|hierarchy| !hierarchy.unified).collect();

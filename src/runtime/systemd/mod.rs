@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::Pid;
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::hierarchies;
-use super::{Error, Result};
+use super::{Error, Result, users};
 use crate::sys::fork;
 
 mod bus;
@@ -62,7 +62,7 @@ impl Unit {
         id: &str,
         annotations: impl IntoIterator<Item = (&'a String, &'a String)>,
     ) -> Result<(Unit, PathBuf)> {
-        let user = !geteuid().is_root() || in_user_namespace();
+        let user = users::is_rootless();
         let configured = configured.and_then(Path::to_str).unwrap_or_default();
         let (slice, prefix, name) = match configured.split(':').collect::<Vec<_>>()[..] {
             [""] => ("", "lmrun", id),
@@ -213,11 +213,6 @@ fn slice_path(slice: &str) -> Option<PathBuf> {
 /// Whether systemd has its limits from version 2, rather than from controllers of version 1.
 fn is_version2() -> bool {
     hierarchies().is_ok_and(|all| all.iter().all(|hierarchy| hierarchy.unified))
-}
-
-/// user_namespaces(7): the first one maps all ids.
-fn in_user_namespace() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !map.contains("4294967295"))
 }
 
 #[cfg(test)]
