@@ -156,7 +156,8 @@ pub fn pre_copy_to_page_server(c: &Container) {
 /// Scenarios for workloads, each through every flavour: `carried! { tree, tree_sessions }` makes a module of tests
 /// for each. Names are the workloads', with underscores.
 ///
-/// `stay: a, b;` in front names those that do not take part in moves: what they look at is the host's.
+/// `stay: a, b;` in front names those that do not take part in moves: what they look at is the host's, or they
+/// write faster than rounds of pre-copy can follow on a small machine.
 #[macro_export]
 macro_rules! carried {
     (stay: $($stays:ident),*; $($workload:ident),* $(,)?) => {

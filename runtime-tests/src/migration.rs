@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Error, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bundle::{self, Shape};
@@ -62,7 +63,8 @@ struct Side {
 
 impl Side {
     fn new(runtime: &Runtime, base: &Path, name: &str, shape: &Shape) -> Result<Side> {
-        let id = format!("lmrun-move-{}-{name}", std::process::id());
+        let move_name = base.file_name().unwrap_or_default().to_string_lossy();
+        let id = format!("{move_name}-{name}");
         let runtime = runtime.clone();
         let dir = base.join(name);
         for part in ["bundle", "images", "work"] {
@@ -138,7 +140,9 @@ pub struct Migration<'a> {
 impl<'a> Migration<'a> {
     /// Starts a Redis of `runtime`'s on the source, all of its files in memory.
     pub fn start(hosts: &'a Hosts, runtime: &Runtime) -> Result<Migration<'a>> {
-        let base = std::env::temp_dir().join(format!("lmrun-move-{}", std::process::id()));
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let base = std::env::temp_dir().join(format!("lmrun-move-{}-{n}", std::process::id()));
         let base = InMemory::mount(base)?;
         let rootfs = base.dir.join("rootfs");
         redis::rootfs(&rootfs)?;
