@@ -94,23 +94,28 @@ pub fn open_in(root: impl AsFd, path: &[u8], flags: u32) -> io::Result<OwnedFd> 
     let path = CString::new(path)?;
     let flags = u64::from(flags) | libc::O_CLOEXEC as u64;
     let how = How { flags, mode: 0, resolve: RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS };
-    // Where a path goes up (`..`) while anybody renames or mounts anything, the kernel cannot tell whether it left the
-    // root, and says EAGAIN: try again (openat2(2)).
-    const TRIES: u32 = 1000;
-    for tried in 1.. {
+    let mut tries = 0;
+    loop {
         // SAFETY: path and how live across the call; the result is a descriptor of ours alone.
-        let opened = unsafe {
-            let (root, path, how) = (root.as_fd().as_raw_fd(), path.as_ptr(), &raw const how);
-            let fd = libc::syscall(libc::SYS_openat2, root, path, how, size_of::<How>());
-            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as c_int)) }
+        let fd = unsafe {
+            libc::syscall(libc::SYS_openat2, root.as_fd().as_raw_fd(), path.as_ptr(), &raw const how, size_of::<How>())
         };
-        match opened {
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && tried < TRIES => std::thread::yield_now(),
-            opened => return opened,
+        if fd >= 0 {
+            // SAFETY: as above.
+            return Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) });
         }
+        let error = io::Error::last_os_error();
+        // Something was renamed or mounted on this machine while `..` was walked: the kernel cannot tell whether that led out.
+        tries += 1;
+        if error.raw_os_error() != Some(libc::EAGAIN) || tries == MOST_TRIES {
+            return Err(error);
+        }
+        std::thread::yield_now();
     }
-    unreachable!("the last try returns")
 }
+
+/// How often a walk is begun anew: more than that is no coincidence.
+const MOST_TRIES: u32 = 1000;
 
 /// Opens the same file once more: a new open file description.
 pub fn reopen(fd: impl AsFd, flags: u32) -> io::Result<OwnedFd> {
