@@ -354,7 +354,11 @@ impl<'a> Subject<'a> {
     }
 
     pub fn logs(&self) -> Outcome {
-        self.inside("echo marker >/proc/1/fd/1")?;
+        // Who became another by setpriv cannot open a pipe of root's again: PostgreSQL says something by itself.
+        let by_itself = self.is_ctr() && self.workload.user.is_some();
+        if !by_itself {
+            self.inside("echo marker >/proc/1/fd/1")?;
+        }
         self.eventually(|| {
             let text = if self.is_ctr() {
                 fs::read_to_string(self.base("subject.log")).map_err(|e| e.to_string())?
@@ -362,7 +366,8 @@ impl<'a> Subject<'a> {
                 let done = self.perform(&["logs", ID]);
                 format!("{}{}", done.out, done.err)
             };
-            expect("logs", &text, text.lines().any(|line| line.contains("marker")))
+            let wanted = if by_itself { "ready to accept connections" } else { "marker" };
+            expect("logs", &text, text.lines().any(|line| line.contains(wanted)))
         })
     }
 
@@ -658,6 +663,8 @@ impl<'a> Subject<'a> {
             let info: serde_json::Value =
                 serde_json::from_str(&self.tell(&["containers", "info", ID])?).map_err(|e| e.to_string())?;
             let key = info["SnapshotKey"].as_str().ok_or("the container has no files of its own")?.to_owned();
+            // Or it is garbage when the container is gone.
+            self.tell(&["snapshots", "label", &key, "containerd.io/gc.root=kept"])?;
             self.tell(&["tasks", "delete", "--force", ID])?;
             self.tell(&["containers", "delete", "--keep-snapshot", ID])?;
             let mount = self.tell(&["snapshots", "mounts", &target, &key])?;
