@@ -1,7 +1,9 @@
 //! What a scenario must leave behind on the host: nothing.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 /// A file system in memory at a directory, as long as this lives.
 pub struct InMemory {
@@ -63,11 +65,21 @@ pub fn processes(id: &str) -> Vec<i32> {
     all
 }
 
-/// Writes a script for sh(1).
+/// Writes a script for sh(1). By another process: a fork of ours elsewhere could hold it open for writing, and nobody could
+/// execute it until that has executed another program (ETXTBSY).
 #[track_caller]
 pub fn script(path: &Path, text: &str) {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("the script's directory is writable");
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("the script is ours");
+    let mut writer = Command::new("sh")
+        .args(["-c", "cat >\"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("there is a shell");
+    let whole = format!("#!/bin/sh\n{text}\n");
+    let mut stdin = writer.stdin.take().expect("it is a pipe");
+    stdin.write_all(whole.as_bytes()).expect("cat reads all");
+    drop(stdin);
+    assert!(writer.wait().is_ok_and(|status| status.success()), "{} can be written", path.display());
 }
 
 /// Processes whose command line contains all of `words`: (pid, command line).
