@@ -60,6 +60,11 @@ pub struct Subject<'a> {
     mounted: RefCell<Option<(String, String)>>,
 }
 
+/// `ctr exec --user` of 1.6 mounts the container's files once more to look the user up, after which overlayfs writes nothing.
+fn become_user(user: &str) -> [String; 4] {
+    ["setpriv".to_owned(), format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()]
+}
+
 fn passed(_: String) -> Verdict {
     Verdict::Passed
 }
@@ -126,9 +131,11 @@ impl<'a> Subject<'a> {
     fn inside(&self, text: &str) -> Result<String, String> {
         let shell = if self.workload.image == HOST { "bash" } else { "sh" };
         if self.is_ctr() {
-            let user = self.workload.user.unwrap_or("0");
-            let exec = ["tasks", "exec", "--exec-id", &self.fresh("exec"), "--user", user];
-            return self.tell(&[&exec[..], &[ID, shell, "-c", text]].concat());
+            let id = self.fresh("exec");
+            let exec = ["tasks", "exec", "--exec-id", &id, ID];
+            let become_user: Vec<String> = self.workload.user.map(become_user).into_iter().flatten().collect();
+            let become_user: Vec<&str> = become_user.iter().map(String::as_str).collect();
+            return self.tell(&[&exec[..], &become_user, &[shell, "-c", text]].concat());
         }
         self.tell(&["exec", ID, shell, "-c", text])
     }
@@ -196,7 +203,7 @@ impl<'a> Subject<'a> {
                 add(&[&format!("docker.io/library/{image}:latest"), ID]);
             }
             if let Some(user) = self.workload.user {
-                add(&["setpriv", &format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+                become_user(user).iter().for_each(|word| add(&[word]));
             }
         } else {
             add(&[&self.image.borrow()]);
@@ -632,6 +639,10 @@ impl<'a> Subject<'a> {
 
     /// Checkpointed, and restored by an annotation of a new container, or by a variable where there are none.
     pub fn annotated(&self) -> Outcome {
+        // Podman keeps /dev/shm outside of the container, where PostgreSQL maps files: its archive has them, a checkpoint not.
+        if self.engine == Engine::Podman && self.workload.name == "postgres" {
+            return Ok(Verdict::Absent);
+        }
         let name = self.fresh("annotated");
         let dir = self.base(&format!("checkpoints/{name}"));
         match self.engine {
