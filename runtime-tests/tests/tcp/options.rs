@@ -102,8 +102,9 @@ fn of_a_listening_socket() {
     if !able() {
         return;
     }
-    let net = Triangle::new();
     for (address, only) in [("10.88.0.1", None), ("::", Some(0)), ("::", Some(1)), ("fd88::1", None)] {
+        // Namespaces of its own: a child that another test makes just now has the last listener until its exec.
+        let net = Triangle::new();
         let listener = net.a.run(|| TcpListener::bind((address, 7000)).unwrap());
         set_up(listener.as_fd());
         set_int(listener.as_fd(), IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 3).unwrap();
