@@ -298,7 +298,7 @@ impl<'a> Migration<'a> {
 
     fn migrate_to(&self, url: &str, flags: &[&str]) -> Result<Vec<String>> {
         let mut migrate = self.migrate_command()?;
-        migrate.arg("--json").args(["--on-commit", &self.hosts.move_command()]).args(flags);
+        migrate.arg("--json").args(flags);
         migrate.arg(&self.source.id).arg(url).env("LMRUN_PKI", self.source.dir.join("pki"));
         let out = self.source.dir.join("migrate.json");
         let log = self.source.log("migrate")?;

@@ -25,10 +25,9 @@ mod tree;
 pub use dump::dump;
 pub use error::{Error, Result, Why};
 pub use freeze::Freezer;
-pub use network::take_back;
+pub use network::{Peers, revive, take_back};
 pub use plan::{Plan, plan};
-pub use rebuild::Ready;
-pub use rebuild::RestoreReport;
+pub use rebuild::{Detached, Ready, RestoreReport};
 pub use track::{can_track, pre_dump};
 
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,7 @@
 //! TCP connections: the bracket in which they are read, late and short, and their revival.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::tree::{self, Tree};
 use super::{Error, Fate, Result, Subject};
 use crate::image::records::lmrun::LmrunSocket;
 use crate::image::records::sockets::InetSkEntry;
+use crate::sys;
 use crate::sys::netns;
 use crate::sys::pidfd::PidFd;
 use crate::sys::segment::RawTcp;
@@ -141,6 +142,23 @@ pub fn take_back(init: pid_t, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Lets the connections of a container go on whose rebuilder died after [`Ready::detach`](super::Ready::detach). What was sent
+/// and not acknowledged has died with it; a connection that had such data ends by its peer's timers.
+pub fn revive(pids: &[pid_t]) -> Result<()> {
+    for pid in pids {
+        let failed = |e| Error::proc(*pid, e);
+        let process = PidFd::open(*pid).map_err(failed)?;
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).map_err(failed)? {
+            let number = entry.ok().and_then(|entry| entry.file_name().to_str()?.parse().ok());
+            let Some(file) = number.and_then(|number| process.get(number).ok()) else { continue };
+            if sys::tcp::in_repair(file.as_fd()).is_ok_and(|repair| repair) {
+                sys::tcp::repair_off(file.as_fd()).map_err(failed)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn netns_of(pid: pid_t) -> Result<File> {
     File::open(format!("/proc/{pid}/ns/net")).map_err(|e| Error::proc(pid, e))
 }
@@ -159,32 +177,59 @@ pub struct Revival {
 #[derive(Debug)]
 struct Quiet {
     raw: RawTcp,
-    lock: NetLock,
-    /// Only to close the lock's socket, see [`Guard::keep`].
-    guard: Guard,
+    /// None: somebody else does.
+    lock: Option<Lock>,
     /// The container whose connections are held in this namespace since it left.
     held: Option<String>,
 }
 
+#[derive(Debug)]
+struct Lock {
+    lock: NetLock,
+    /// Only to close the lock's socket, see [`Guard::keep`].
+    guard: Guard,
+}
+
+/// Whether peers hear of a container that is being built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peers {
+    /// They have to be kept away.
+    Hear,
+    /// Nothing passes between them and the container's network namespace until the connections go live, and what an earlier
+    /// departure has left there was [taken back](take_back).
+    AreKeptAway,
+}
+
 impl Quiet {
-    fn prepare(netns: BorrowedFd<'_>, connections: &[Connection], held: Option<String>) -> Result<Quiet> {
+    fn prepare(netns: BorrowedFd<'_>, connections: &[Connection], held: Option<String>, peers: Peers) -> Result<Quiet> {
         let raw = RawTcp::open(netns).map_err(Error::system("open raw sockets"))?;
+        if peers == Peers::AreKeptAway {
+            return Ok(Quiet { raw, lock: None, held: None });
+        }
         let guard = Guard::spawn()?;
         let nft = Nft::open(netns)?;
         guard.keep(nft.as_fd())?;
-        Ok(Quiet { raw, lock: nft.lock("restore", connections)?, guard, held })
+        Ok(Quiet { raw, lock: Some(Lock { lock: nft.lock("restore", connections)?, guard }), held })
     }
 
     fn end(self, silent: Vec<Silent>) -> Result<()> {
-        let nft = self.lock.release()?;
-        if let Some(id) = self.held {
-            nft.unhold(&id)?;
-        }
+        let guard = match self.lock {
+            Some(Lock { lock, guard }) => {
+                let nft = lock.release()?;
+                if let Some(id) = self.held {
+                    nft.unhold(&id)?;
+                }
+                Some(guard)
+            }
+            None => None,
+        };
         for silent in silent {
             let id = silent.id();
             silent.go_live(&self.raw).map_err(|source| Error::Socket { id, source })?;
         }
-        self.guard.dismiss();
+        if let Some(guard) = guard {
+            guard.dismiss();
+        }
         Ok(())
     }
 }
@@ -197,7 +242,7 @@ impl Revival {
     }
 
     /// `first` is a process in the container's network namespace.
-    pub fn prepare(first: pid_t, tree: &mut Tree) -> Result<Revival> {
+    pub fn prepare(first: pid_t, tree: &mut Tree, peers: Peers) -> Result<Revival> {
         let netns = netns_of(first)?;
         let connections = tree
             .files
@@ -208,7 +253,7 @@ impl Revival {
             .collect::<Result<Vec<Connection>>>()?;
         let quiet = match connections.is_empty() {
             true => None,
-            false => Some(Quiet::prepare(netns.as_fd(), &connections, tree.extra.network_lock.clone())?),
+            false => Some(Quiet::prepare(netns.as_fd(), &connections, tree.extra.network_lock.clone(), peers)?),
         };
         let streams = std::mem::take(&mut tree.streams);
         let extras = tree.extra.sockets.iter().map(|s| (s.id, s.clone())).collect();

@@ -13,7 +13,7 @@ use std::path::Path;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::fill;
-use super::network::Revival;
+use super::network::{Peers, Revival};
 use super::plan::{Birth, Plan, is_file_mapping};
 use super::rebuild::{self, Built, Ready, Site, family, space};
 use super::res::mm::{self, Content};
@@ -334,7 +334,7 @@ impl Standby {
     }
 
     /// All that is left, from the records that were made last. `external`: what takes the place of files from outside.
-    pub fn complete(mut self, images: &Path, external: Vec<(String, OwnedFd)>) -> Result<Ready> {
+    pub fn complete(mut self, images: &Path, external: Vec<(String, OwnedFd)>, peers: Peers) -> Result<Ready> {
         // A page that is touched from here on must not wait for us.
         self.arrived.clear();
         let mut last = plan(images)?;
@@ -350,7 +350,7 @@ impl Standby {
         // Those of the last round are open and mapped already.
         last.ghosts = std::mem::take(&mut self.site.shop.ghosts);
         self.site.shop = rebuild::workshop(init, &mut last)?;
-        self.site.shop.network = Revival::prepare(init, &mut last.tree)?;
+        self.site.shop.network = Revival::prepare(init, &mut last.tree, peers)?;
         self.site.files.clear();
         self.site.plan = last;
         family::raise(&mut self.site, &mut self.all, &mut self.stand_ins)?;

@@ -16,12 +16,12 @@ use super::wire::message::{
     RoundDone, RoundEnd, Running, TreeEnd,
 };
 use super::wire::{self, Content, Message, PROTOCOL, Reader, Writer};
-use super::{Error, Result, disk, preflight, settle};
+use super::{Error, Result, disk, network, preflight, settle};
 use crate::engine::standby::Standby;
-use crate::engine::{ClockOffsets, Puppet};
+use crate::engine::{ClockOffsets, Peers, Puppet};
 use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
 use crate::runtime::arrival::Arriving;
-use crate::runtime::{Process, Store};
+use crate::runtime::{self, Process, Store};
 use crate::sys::clock;
 
 /// How often the clocks are compared; the quickest answer counts.
@@ -30,7 +30,7 @@ const PINGS: usize = 5;
 /// Receives one container over a connection, or tells what became of one.
 pub fn run(store: &Store, channel: Channel) -> Result<()> {
     let Channel { reader, writer, link } = channel;
-    let mut ear = Ear { reader, writer, disk: None };
+    let mut ear = Ear { reader, writer, disk: None, id: String::new(), init: 0, network: None };
     let hello: Hello = ear.reader.expect()?;
     ledger::check_token(&hello.token)?;
     ear.writer.say(&Hello::of(&hello.token))?;
@@ -99,6 +99,12 @@ struct Ear {
     writer: Writer<Output>,
     /// The container's file systems that come along.
     disk: Option<disk::Target>,
+    /// The container's.
+    id: String,
+    /// Host pid of the container's first process, once there is one.
+    init: i32,
+    /// None: the container has no network of its own.
+    network: Option<network::Arriving>,
 }
 
 impl Ear {
@@ -126,31 +132,78 @@ impl Ear {
         }
         let records = Records::make(store, token)?;
         let (arriving, puppet) = Arriving::begin(store, &offer.id, &bundle.path, clocks)?;
+        (self.id, self.init) = (offer.id.clone(), puppet.pid);
         let standby = self.rounds(&records, puppet)?;
         self.images(&records.dir)?;
         if let Some(disk) = &mut self.disk {
             disk.finish()?;
         }
-        let ready = standby.complete(&records.dir, arriving.external(&records.dir)?)?;
+        let peers = if self.network.is_some() { Peers::AreKeptAway } else { Peers::Hear };
+        let ready = standby.complete(&records.dir, arriving.external(&records.dir)?, peers)?;
         self.writer.say(&Ready {})?;
-        let _: Commit = self.reader.expect()?;
-        let committed = Instant::now();
-        let entry = entry.decide()?;
+        let _: Commit = self.expect()?;
+        let mut parts = Parts::begin();
+        let freezer = arriving.freezer();
+        let detached = ready.detach(&*freezer)?;
+        arriving.finish()?;
+        parts.end("detach");
+        let entry = match entry.decide() {
+            Ok(entry) => entry,
+            Err(error) => {
+                runtime::delete(store, &offer.id, true)?;
+                return Err(error);
+            }
+        };
         // Its files are its own from now on.
         let files = self.disk.take().map(disk::Target::commit);
         bundle.keep();
-        ready.go()?;
-        let parts = vec![Part { name: "go".into(), micros: micros(committed.elapsed()) }];
-        arriving.finish()?;
+        self.network.as_mut().map_or(Ok(()), network::Arriving::speak)?;
+        parts.end("address");
+        detached.go_live()?;
+        if let Some(network) = &mut self.network {
+            network.deliver();
+        }
+        parts.end("connections");
+        freezer.thaw().map_err(|e| Error::Other(format!("thaw the container: {e}")))?;
+        parts.end("thaw");
         entry.sync()?;
         // Whether anybody hears it or not, it runs.
-        let _ = self.writer.say(&Running { micros: micros(committed.elapsed()), parts });
-        if self.reader.expect::<Done>().is_ok() {
+        let _ = self.writer.say(&Running { micros: micros(parts.begun.elapsed()), parts: parts.all });
+        if self.expect::<Done>().is_ok() {
             entry.remove(token)?;
+        }
+        if let Some(network) = self.network.take() {
+            network.finish();
         }
         if let Some(files) = files {
             files.sync()?;
         }
+        Ok(())
+    }
+
+    /// The message that is due, after what the network has to say.
+    fn expect<M: wire::Control>(&mut self) -> Result<M> {
+        loop {
+            match self.reader.recv()? {
+                Message::Network(word) => self.hear_network(&word)?,
+                other => return Ok(other.expect()?),
+            }
+        }
+    }
+
+    fn hear_network(&mut self, word: &[u8]) -> Result<()> {
+        let problems = match &mut self.network {
+            Some(network) => network.take(word)?,
+            None => match network::Arriving::stand_by(self.init, &self.id, word)? {
+                Some((network, problems)) => {
+                    self.network = Some(network);
+                    problems
+                }
+                None => return Err(Error::Other(
+                    "the container's network namespace is its own at the source, and shared here; hint: give it one in the bundle's config.json".into())),
+            },
+        };
+        problems.iter().for_each(|problem| tracing::warn!("{problem}"));
         Ok(())
     }
 
@@ -250,7 +303,7 @@ impl Ear {
         let mut puppet = Some(puppet);
         let mut standby: Option<Standby> = None;
         loop {
-            let Round { number, last } = self.reader.expect()?;
+            let Round { number, last } = self.expect()?;
             let begun = Instant::now();
             records.empty()?;
             self.images(&records.dir)?;
@@ -320,6 +373,25 @@ impl Ear {
                 }
             }
         }
+    }
+}
+
+/// What a stretch of time went into.
+struct Parts {
+    begun: Instant,
+    at: Instant,
+    all: Vec<Part>,
+}
+
+impl Parts {
+    fn begin() -> Self {
+        let now = Instant::now();
+        Parts { begun: now, at: now, all: Vec::new() }
+    }
+
+    fn end(&mut self, name: &str) {
+        self.all.push(Part { name: name.into(), micros: micros(self.at.elapsed()) });
+        self.at = Instant::now();
     }
 }
 

@@ -10,6 +10,7 @@ pub mod events;
 pub mod handover;
 pub mod interrupt;
 pub mod ledger;
+mod network;
 pub mod options;
 mod outlet;
 pub mod pairing;
@@ -43,6 +44,8 @@ pub enum Error {
     Ledger(#[from] ledger::Error),
     #[error(transparent)]
     Disk(#[from] disk::Error),
+    #[error(transparent)]
+    Network(#[from] address::Error),
     /// The checks found what blocks.
     #[error("{}", blocking(.0))]
     Refused(Vec<Finding>),

@@ -96,7 +96,7 @@ pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
     let (actions, verdict) = at_destination(entry, process);
     for action in actions {
         match (action, &arrival) {
-            (destination::Action::Thaw, Some(arrival)) => on_own(arrival, departure::thaw)?,
+            (destination::Action::Thaw, Some(arrival)) => on_own(arrival, departure::set_going)?,
             (destination::Action::Unmake, Some(arrival)) => {
                 on_own(arrival, |store, id| runtime::delete(store, id, true))?
             }

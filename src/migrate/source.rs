@@ -19,7 +19,8 @@ use super::wire::message::{
 };
 use super::wire::{self, Message, PROTOCOL, Reader};
 use super::{
-    Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, interrupt, preflight, settle, stop,
+    Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, interrupt, network, preflight,
+    settle, stop,
 };
 use crate::engine::departure::{Departure, Held};
 use crate::image::pages::{PagesOf, Span};
@@ -67,6 +68,7 @@ pub fn run(
     if disk {
         session.send_disk(&leaving).map_err(|e| session.untouched(e))?;
     }
+    session.send_addresses(&leaving).map_err(|e| session.untouched(e))?;
     let mut missing = Vec::new();
     if !options.offline {
         session.pre_copy(&mut departure, &mut missing, options).map_err(|e| session.running(e))?;
@@ -89,6 +91,8 @@ struct Session<'a> {
     reader: Reader<transport::Input>,
     mouth: Mouth<Output>,
     link: Link,
+    /// None: the container has no network of its own.
+    network: Option<network::Leaving>,
     token: String,
     rounds: u32,
     pages: u64,
@@ -102,6 +106,7 @@ impl<'a> Session<'a> {
             reader,
             mouth: Mouth::new(writer, options.compression),
             link,
+            network: None,
             token: token.to_owned(),
             rounds: 0,
             pages: 0,
@@ -206,6 +211,13 @@ impl<'a> Session<'a> {
         Ok(self.mouth.writer().flush()?)
     }
 
+    /// The addresses that move with the container.
+    fn send_addresses(&mut self, leaving: &Leaving) -> Result<()> {
+        self.network = network::Leaving::of(leaving.init(), &leaving.pids()?)?;
+        let Some(network) = &self.network else { return Ok(()) };
+        Ok(self.mouth.writer().send_network(&network.addresses())?)
+    }
+
     fn pre_copy(
         &mut self,
         departure: &mut Departure,
@@ -271,6 +283,10 @@ impl<'a> Session<'a> {
         self.link.patience.set(FREEZE_PATIENCE);
         self.rounds += 1;
         let number = self.rounds;
+        if let Some(network) = &mut self.network {
+            network.prepare()?;
+            network.tracked()?.iter().try_for_each(|word| self.mouth.writer().send_network(word))?;
+        }
         let mut parts = Parts::begin();
         let mut stopped = departure.stop(&leaving.extra_files())?;
         self.mouth.say(&Round { number, last: true })?;
@@ -288,12 +304,19 @@ impl<'a> Session<'a> {
             stopped.send_missing(&lacks, &mut self.mouth)?;
         }
         parts.end("land memory");
+        self.network.as_mut().map_or(Ok(()), network::Leaving::hush)?;
         let held = stopped.lock(&mut self.mouth)?;
         parts.end("connections");
         let _: Ready = self.hear()?;
         parts.end("complete");
         self.pages += held.sent().pages_sent;
         Ok(Standing { held, parts })
+    }
+
+    /// What has come for the container since it was silenced.
+    fn send_frames(&mut self) -> Result<()> {
+        let frames = self.network.as_ref().map_or(Ok(None), network::Leaving::frames)?;
+        Ok(frames.map_or(Ok(()), |frames| self.mouth.writer().send_network(&frames))?)
     }
 
     /// The right to run is ours again, and the container runs.
@@ -330,7 +353,7 @@ impl<'a> Session<'a> {
             return Err(self.taken_back(held, leaving, error));
         }
         parts.end("give up");
-        let answer = self.mouth.say(&Commit {}).and_then(|()| {
+        let answer = self.send_frames().and_then(|()| self.mouth.say(&Commit {})).and_then(|()| {
             if let Some(command) = &options.on_commit {
                 run_hook(command, &id)?;
             }
@@ -363,7 +386,13 @@ impl<'a> Session<'a> {
         if let Err(error) = held.end() {
             (self.observer)(Event::Warning { text: format!("cannot end the container here: {error}") });
         }
-        let _ = self.mouth.say(&Done {});
+        // Whatever has come meanwhile.
+        let _ = self.send_frames().and_then(|()| self.mouth.say(&Done {}));
+        if let Some(Err(error)) = self.network.take().map(network::Leaving::keep_silent) {
+            (self.observer)(Event::Warning {
+                text: format!("the container's addresses may be heard here still: {error}"),
+            });
+        }
         let mut downtime = parts.all;
         downtime.extend(running.parts.into_iter().map(|p: Part| events::Part { name: p.name, us: p.micros }));
         Ok(Summary {

@@ -8,12 +8,13 @@ use std::path::Path;
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::bundle::Bundle;
+use super::cgroup::Cgroup;
 use super::create::{CreateOptions, HalfMade};
 use super::process::Process;
 use super::restore::{raise_puppet, wait_ready};
 use super::state::{Status, Store};
 use super::{Error, Result, start, streams};
-use crate::engine::{ClockOffsets, Puppet};
+use crate::engine::{ClockOffsets, Freezer, Puppet};
 use crate::sys::file;
 
 /// A container of which there are namespaces, cgroup, mounts and a puppet. Dropped, it is unmade.
@@ -56,7 +57,12 @@ impl Arriving {
         streams::replaced(images, &|_| null(root.as_fd()))
     }
 
-    /// It runs.
+    /// The cgroup's freezer, which holds the container still without anybody.
+    pub fn freezer(&self) -> Box<dyn Freezer> {
+        Box::new(Cgroup::at(&self.container.state().cgroup))
+    }
+
+    /// It is complete; from now on it is one like any other, to be removed by `delete`.
     pub fn finish(mut self) -> Result<Process> {
         self.container.forget_streams();
         self.container.finish(Status::Running, None)

@@ -10,7 +10,7 @@ use super::settings::Settings;
 use super::state::{State, Status, Store};
 use super::{Error, Result, delete, status, streams};
 use crate::engine::departure::Departure;
-use crate::engine::{Freezer, Subject};
+use crate::engine::{self, Freezer, Subject};
 use crate::sys::clock::{self, Shift};
 use crate::sys::pidfd::PidFd;
 
@@ -122,6 +122,19 @@ pub fn init(store: &Store, id: &str) -> Result<i32> {
 /// [`Error::NotFound`], or what its freezer says.
 pub fn thaw(store: &Store, id: &str) -> Result<()> {
     Cgroup::at(&store.load(id)?.cgroup).thaw()
+}
+
+/// Lets a container run that has arrived, and whose receiver has died before it could. Does no harm to one that runs.
+///
+/// # Errors
+/// [`Error::NotFound`]; what the kernel says.
+pub fn set_going(store: &Store, id: &str) -> Result<()> {
+    let cgroup = Cgroup::at(&store.load(id)?.cgroup);
+    if cgroup.is_frozen() {
+        engine::revive(&cgroup.pids()?).map_err(Error::Engine)?;
+        cgroup.thaw()?;
+    }
+    Ok(())
 }
 
 /// Kills what is left frozen of a container: it runs elsewhere.

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use libc::pid_t;
 
-use super::network::Revival;
+use super::network::{Peers, Revival};
 use super::plan::{self, Plan};
 use super::res::fd::{Workshop, inotify, unix};
 use super::res::{sysv, tmpfs};
 use super::tree::Process;
-use super::{Error, Puppet as FirstPuppet, Result};
+use super::{Error, Freezer, Puppet as FirstPuppet, Result};
 use crate::image::dir;
 use crate::image::format;
 use crate::image::pages::{PagesOf, Span};
@@ -86,7 +86,7 @@ impl Plan {
     pub fn rebuild(self, first: FirstPuppet) -> Result<RestoreReport> {
         let start = Instant::now();
         let (mut site, init) = Site::begin(self, first)?;
-        site.shop.network = Revival::prepare(init.pid, &mut site.plan.tree)?;
+        site.shop.network = Revival::prepare(init.pid, &mut site.plan.tree, Peers::Hear)?;
         let mut all = BTreeMap::from([(1, init)]);
         let mut stand_ins = family::StandIns::default();
         family::root(&mut site, &mut all)?;
@@ -213,10 +213,36 @@ impl Ready {
     /// Lets all tasks run, and their peers know.
     pub fn go(mut self) -> Result<RestoreReport> {
         self.network.go_live()?;
-        for tid in self.going {
-            ptrace::detach(tid, 0).map_err(|e| Error::proc(tid, e))?;
-        }
+        self.let_go()?;
         write_stats(&self.work, &self.report)?;
+        Ok(self.report)
+    }
+
+    /// Lets go of all tasks: from now on the container is complete without us, and its frozen cgroup holds it still, whatever
+    /// becomes of us.
+    pub fn detach(self, freezer: &dyn Freezer) -> Result<Detached> {
+        freezer.freeze().map_err(Error::system("freeze the container's cgroup"))?;
+        self.let_go()?;
+        Ok(Detached { network: self.network, report: self.report })
+    }
+
+    fn let_go(&self) -> Result<()> {
+        self.going.iter().try_for_each(|tid| ptrace::detach(*tid, 0).map_err(|e| Error::proc(*tid, e)))
+    }
+}
+
+/// A container that is complete and whose cgroup is frozen. Its connections have not spoken yet; if this is dropped, they do not
+/// before [`revive`](super::revive).
+#[derive(Debug)]
+pub struct Detached {
+    network: Revival,
+    report: RestoreReport,
+}
+
+impl Detached {
+    /// Lets its connections go on; it runs when its cgroup is thawed.
+    pub fn go_live(mut self) -> Result<RestoreReport> {
+        self.network.go_live()?;
         Ok(self.report)
     }
 }
