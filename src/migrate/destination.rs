@@ -157,14 +157,19 @@ impl Ear {
         // Its files are its own from now on.
         let files = self.disk.take().map(disk::Target::commit);
         bundle.keep();
-        self.network.as_mut().map_or(Ok(()), network::Arriving::speak)?;
+        // From here on it is this one or none: what fails is said, and it runs all the same.
+        if let Some(Err(error)) = self.network.as_mut().map(network::Arriving::speak) {
+            tracing::warn!(%error, "the container's addresses");
+        }
         parts.end("address");
-        detached.go_live()?;
+        if let Err(error) = detached.go_live() {
+            tracing::warn!(%error, "connections are lost");
+        }
         if let Some(network) = &mut self.network {
             network.deliver();
         }
         parts.end("connections");
-        freezer.thaw().map_err(|e| Error::Other(format!("thaw the container: {e}")))?;
+        freezer.thaw().map_err(|e| Error::Other(format!("thaw the container: {e}; `lmrun resume` does, too")))?;
         parts.end("thaw");
         entry.sync()?;
         // Whether anybody hears it or not, it runs.
