@@ -147,6 +147,7 @@ for group in "$@"; do
         need nsenter util-linux
         need newuidmap uidmap
         [ -x /lib/systemd/systemd ] || need systemd systemd
+        need dbus-daemon dbus-daemon
         need runc runc
         install_packages
         decoders

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -74,6 +75,15 @@ impl Container {
     /// From now on lmrun is called by this program, behind whose arguments its own command line comes.
     pub fn call_through(&mut self, words: &[&str]) {
         self.through = words.iter().map(|word| word.to_string()).collect();
+    }
+
+    /// All that is there becomes the user's and group's of this number, with an lmrun of their own, of which this gives
+    /// the path.
+    pub fn give_to(&self, user: u32) -> PathBuf {
+        let program = self.base.join("lmrun");
+        fs::copy(&self.lmrun, &program).expect("base is writable");
+        give(&self.base, user);
+        program
     }
 
     /// An lmrun command, with the state directory of this container.
@@ -438,5 +448,19 @@ pub fn complete(from: &Path, to: &Path) {
         } else {
             fs::copy(entry.path(), target).expect("the server's directory is writable");
         }
+    }
+}
+
+fn give(place: &Path, user: u32) {
+    let meta = fs::symlink_metadata(place).expect("it was found there");
+    if meta.is_symlink() {
+        return;
+    }
+    // Not what is somebody else's, too.
+    if meta.is_dir() || meta.nlink() == 1 {
+        chown(place, Some(user), Some(user)).expect("this is root");
+    }
+    if meta.is_dir() {
+        fs::read_dir(place).expect("a directory").flatten().for_each(|entry| give(&entry.path(), user));
     }
 }

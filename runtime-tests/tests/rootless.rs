@@ -1,8 +1,7 @@
 //! lmrun called by an ordinary user.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::time::Duration;
 
@@ -26,10 +25,8 @@ fn users(script: &str, edit: impl FnOnce(&mut Value)) -> Option<Container> {
         linux.as_object_mut().unwrap().remove("resources");
         edit(config);
     })?;
-    let program = c.base.join("lmrun");
-    fs::copy(needs::built("lmrun"), &program).unwrap();
     fs::create_dir(c.base.join("runtime")).unwrap();
-    give(&c.base);
+    let program = c.give_to(USER);
     // The last but the arguments is lmrun's own path, which the user may not be able to reach.
     let script = format!("shift; exec {} \"$@\"", program.display());
     let runtime = format!("XDG_RUNTIME_DIR={}", c.base.join("runtime").display());
@@ -38,21 +35,6 @@ fn users(script: &str, edit: impl FnOnce(&mut Value)) -> Option<Container> {
     words.extend(["sh", "-c", &script, "sh"]);
     c.call_through(&words);
     Some(c)
-}
-
-/// All that is there becomes the user's.
-fn give(place: &Path) {
-    let meta = fs::symlink_metadata(place).unwrap();
-    if meta.is_symlink() {
-        return;
-    }
-    chown(place, Some(USER), Some(USER)).unwrap();
-    if meta.is_dir() {
-        fs::read_dir(place).unwrap().flatten().for_each(|entry| give(&entry.path()));
-    } else if meta.nlink() > 1 {
-        // Not what is somebody else's, too.
-        chown(place, Some(0), Some(0)).unwrap();
-    }
 }
 
 fn exec(c: &Container, args: &[&str]) -> Done {

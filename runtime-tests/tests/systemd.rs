@@ -11,6 +11,11 @@ use runtime_tests::needs;
 use runtime_tests::shell::{container, make};
 use serde_json::json;
 
+const NOBODY: u32 = 65_534;
+
+/// Where nobody's manager listens.
+const RUNTIME: &str = "/run/user/65534";
+
 /// Where systemd's own cgroups begin: cgroup2, wherever this host has it.
 fn unified() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
@@ -61,6 +66,35 @@ impl Systemd {
         let Some(pid) = children.split_whitespace().next().and_then(|pid| pid.parse().ok()) else { return false };
         self.pid = pid;
         self.run(&["systemctl", "is-active", "lmrun-test.target"]).succeeded()
+    }
+
+    /// A manager of nobody's units, in a service of its own, and the bus by which it asks this one to move processes. Gives
+    /// what enters all that as nobody, from outside of that service.
+    fn boot_users(&self) -> Vec<String> {
+        let script = format!(
+            "unit() {{ mkdir -p \"$1\"; printf '[Unit]\nDefaultDependencies=no\n%s\n' \"$3\" >\"$1/$2\"; }}
+            unit /run/systemd/system dbus.socket '[Socket]
+ListenStream=/run/dbus/system_bus_socket'
+            unit /run/systemd/system dbus.service 'Requires=dbus.socket
+[Service]
+Type=notify
+ExecStart=/usr/bin/dbus-daemon --system --address=systemd: --nofork --nopidfile --systemd-activation'
+            unit /run/systemd/system lmrun-users.service '[Service]
+Type=notify
+User={NOBODY}
+Delegate=yes
+Environment=XDG_RUNTIME_DIR={RUNTIME} HOME={RUNTIME}
+ExecStart=/lib/systemd/systemd --user --unit=lmrun-test.target'
+            unit {RUNTIME}/systemd/user lmrun-test.target
+            chown -R {NOBODY}:{NOBODY} {RUNTIME}
+            systemctl daemon-reload
+            systemctl start dbus.service lmrun-users.service"
+        );
+        self.run(&["sh", "-ec", &script]).ok();
+        let user = NOBODY.to_string();
+        let enter = self.enter();
+        let as_user = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups", "env"].map(str::to_owned);
+        enter.into_iter().chain(as_user).chain([format!("XDG_RUNTIME_DIR={RUNTIME}")]).collect()
     }
 
     fn enter(&self) -> [String; 4] {
@@ -149,6 +183,42 @@ fn a_container_is_a_scope() {
     fs::write(config, text).unwrap();
     lmrun(&c, &["run", "--bundle", &bundle, &c.id]).failed();
     assert_eq!(systemd.show("lm-one.scope", "LoadState"), "not-found");
+}
+
+/// A user who may not move processes into the cgroups of his units has systemd do so.
+#[test]
+fn a_users_container_is_in_its_scope() {
+    let Some(mut c) = container(&["sleep", "1000"], |config| {
+        let linux = &mut config["linux"];
+        linux["cgroupsPath"] = json!("user.slice:lm:one");
+        linux["namespaces"].as_array_mut().unwrap().push(json!({ "type": "user" }));
+        for mappings in ["uidMappings", "gidMappings"] {
+            linux[mappings] = json!([{ "containerID": 0, "hostID": NOBODY, "size": 1 }]);
+        }
+        linux.as_object_mut().unwrap().remove("resources");
+    }) else {
+        return;
+    };
+    if needs::on_path("dbus-daemon").is_none() {
+        return needs::skip("dbus-daemon");
+    }
+    let Some(systemd) = Systemd::boot(&c.base) else { return };
+    let program = c.give_to(NOBODY);
+    let enter = systemd.boot_users();
+    // The last but the arguments is lmrun's own path, which the user may not be able to reach.
+    let script = format!("shift; exec {} \"$@\"", program.display());
+    let words = enter.iter().map(String::as_str).chain(["sh", "-c", &script, "sh"]);
+    c.call_through(&words.collect::<Vec<_>>());
+
+    let bundle = c.bundle().to_str().unwrap().to_owned();
+    lmrun(&c, &["run", "-d", "--bundle", &bundle, &c.id]).ok();
+    let place = "system.slice/lmrun-users.service/user.slice/lm-one.scope";
+    let procs = || fs::read_to_string(systemd.cgroup.join(place).join("cgroup.procs")).unwrap_or_default();
+    assert_eq!(procs().lines().count(), 1, "{}", procs());
+    let inside = lmrun(&c, &["exec", &c.id, "cat", "/proc/self/cgroup"]).ok();
+    assert!(inside.out.contains(&format!("0::/{place}\n")), "{inside}");
+    lmrun(&c, &["delete", "--force", &c.id]).ok();
+    assert!(!systemd.cgroup.join(place).exists());
 }
 
 #[test]

@@ -28,6 +28,7 @@ use super::create::why;
 use super::mounts::Mounts;
 use super::porter::{self, Asking};
 use super::process::note_pid_outside;
+use super::systemd::Unit;
 use super::users::{self, Users};
 use super::{Error, Result, chain};
 use crate::sys::netns;
@@ -43,10 +44,11 @@ pub(super) fn give_birth(
     mut args: ContainerArgs,
     mounts: Option<Mounts>,
     cgroup: &Cgroup,
+    unit: Option<&Unit>,
     rootless: bool,
 ) -> Result<i32> {
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let birthplace = cgroup.make(resources, rootless)?;
+    let birthplace = cgroup.make(resources, unit, rootless)?;
     let users = Users::of(&args.spec)?;
     // Without the right to enter init's mount namespace, which only init has then.
     let opens = users.is_some() && users::may(Capability::CAP_SYS_ADMIN);

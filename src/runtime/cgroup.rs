@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 
+use super::systemd::Unit;
 use super::{Error, Result, devices, update};
 use crate::sys::pidfd::PidFd;
 use crate::sys::{bpf, fork};
@@ -73,14 +74,14 @@ impl Cgroup {
         CgroupConfig { cgroup_path: self.path.clone(), systemd_cgroup: false, container_name: id.to_owned() }
     }
 
-    /// Makes the cgroup in every hierarchy, with its limits. `rootless`: the container is left out of hierarchies that the
-    /// caller has no right to, as under runc.
+    /// Makes the cgroup in every hierarchy, with its limits. `unit`: whose it is, if systemd's. `rootless`: the container is
+    /// left out of hierarchies that the caller has no right to, as under runc.
     ///
     /// # Errors
     /// What the kernel says; with `rootless` [`Error::RootlessLimit`] for a limit that takes a cgroup which there is not.
-    pub fn make(&self, resources: Option<&LinuxResources>, rootless: bool) -> Result<Birthplace> {
+    pub fn make(&self, resources: Option<&LinuxResources>, unit: Option<&Unit>, rootless: bool) -> Result<Birthplace> {
         let hierarchies = hierarchies()?;
-        let mut birthplace = Birthplace { rootless, ..Birthplace::default() };
+        let mut birthplace = Birthplace { rootless, unit: unit.cloned(), ..Birthplace::default() };
         for hierarchy in hierarchies {
             match self.make_in(hierarchy, hierarchies.len() == 1, &mut birthplace) {
                 Err(Error::Io { source, .. }) if rootless && is_denied(&source) => {}
@@ -263,6 +264,8 @@ pub struct Birthplace {
     version1: Vec<File>,
     /// The caller may lack the right to put a process there.
     rootless: bool,
+    /// Then systemd can do it for him.
+    unit: Option<Unit>,
 }
 
 impl Birthplace {
@@ -271,7 +274,10 @@ impl Birthplace {
         let mut work = Some(work);
         let mut run = || work.take().map_or(101, |work| work());
         match fork::child_in(namespaces, self.unified.as_ref().map(AsFd::as_fd), &mut run) {
-            Err(e) if self.rootless && self.unified.is_some() && is_denied(&e) => fork::child_in(namespaces, None, run),
+            Err(e) if self.rootless && self.unified.is_some() && is_denied(&e) => match &self.unit {
+                Some(unit) => unit.fork(namespaces, run),
+                None => fork::child_in(namespaces, None, run),
+            },
             forked => forked,
         }
     }
@@ -286,7 +292,7 @@ impl Birthplace {
     }
 }
 
-fn is_denied(error: &io::Error) -> bool {
+pub(super) fn is_denied(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)
 }
 
@@ -433,7 +439,9 @@ fn with_children(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// A task leaves its cgroup a moment after its end can be seen: EBUSY passes by itself.
+/// A task leaves its cgroup a moment after its end can be seen: EBUSY passes by itself. Not waited for by cgroup.events,
+/// which version 1 has not, and of which the kernel tells once in 10 ms at most (kernel/cgroup/cgroup.c,
+/// CGROUP_FILE_NOTIFY_MIN_INTV): that is longer than many a container lives.
 fn remove_dir(dir: &Path) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut pause = Duration::from_micros(50);

@@ -205,7 +205,7 @@ impl HalfMade {
         };
         let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let kept = self.state.unit.as_ref().map(|unit| unit.start(&self.state.id, resources)).transpose()?;
-        let init = birth::give_birth(args, mounts, &cgroup, self.rootless);
+        let init = birth::give_birth(args, mounts, &cgroup, self.state.unit.as_ref(), self.rootless);
         drop((own, kept));
         let pid = init?;
         self.state.init = Process::of(pid);

@@ -12,8 +12,9 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use super::super::cgroup::Cgroup;
+use super::super::cgroup::{Cgroup, is_denied};
 use super::super::state::State;
+use super::super::systemd::Unit;
 use super::super::{Error, Result};
 use crate::sys::fork;
 
@@ -23,13 +24,18 @@ pub(super) struct Door {
     version1: Vec<PathBuf>,
     /// Where to go when the cgroup takes no processes: it has become an inner one. None where somebody has chosen it.
     inits: Option<PathBuf>,
+    /// The caller may lack the right to put a process there.
+    rootless: bool,
+    /// Then systemd can do it for him.
+    unit: Option<Unit>,
 }
 
 impl Door {
     /// `chosen` as in [`ExecOptions::cgroups`](super::ExecOptions::cgroups).
-    pub fn to(state: &State, chosen: &[String]) -> Result<Self> {
+    pub fn to(state: &State, chosen: &[String], rootless: bool) -> Result<Self> {
         let chosen = chosen.iter().map(|text| Chosen::parse(text)).collect::<Result<Vec<_>>>()?;
-        let mut door = Door { unified: None, version1: Vec::new(), inits: None };
+        let unit = state.unit.clone();
+        let mut door = Door { unified: None, version1: Vec::new(), inits: None, rootless, unit };
         for (dir, unified) in Cgroup::at(&state.cgroup).dirs()? {
             let below = chosen.iter().find(|chosen| chosen.means(&dir, unified));
             let place = below.map_or(dir.clone(), |chosen| dir.join(&chosen.path));
@@ -63,13 +69,21 @@ impl Door {
                 let dir = self.inits.as_deref().and_then(|file| inits_directory(file, dir)).ok_or(e)?;
                 fork::child_in(0, Some(File::open(dir)?.as_fd()), &mut run)
             }
+            // Without systemd it stays where it is, as under runc.
+            Err(e) if self.rootless && is_denied(&e) => match &self.unit {
+                Some(unit) => unit.fork(0, run),
+                None => fork::child(run),
+            },
             forked => forked,
         }
     }
 
     /// Moves the calling process, which has one thread, into the version 1 cgroups.
     pub fn enter_version1(&self) -> io::Result<()> {
-        self.version1.iter().try_for_each(|dir| fs::write(dir.join("tasks"), "0"))
+        self.version1.iter().try_for_each(|dir| match fs::write(dir.join("tasks"), "0") {
+            Err(e) if self.rootless && is_denied(&e) => Ok(()),
+            entered => entered,
+        })
     }
 }
 

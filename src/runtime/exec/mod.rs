@@ -76,7 +76,7 @@ pub fn exec(store: &Store, id: &str, options: &ExecOptions) -> Result<i32> {
     let bundle = process::bundle(&state.bundle, &options.process)?;
     check_terminal(&bundle, options)?;
     let foreground = Foreground::prepare(Attachment { detach: options.detach, no_subreaper: true, keep: true })?;
-    let (pid, console) = start(&state, init, &bundle, options)?;
+    let (pid, console) = start(&state, init, &bundle, options, store.is_rootless())?;
     drop(locked);
 
     if let Some(path) = &options.pid_file {
@@ -137,7 +137,13 @@ fn check_terminal(bundle: &Bundle, options: &ExecOptions) -> Result<()> {
 }
 
 /// The process up to its execve(2): its pid, and the master of its terminal if that is for us.
-fn start(state: &State, init: Process, bundle: &Bundle, options: &ExecOptions) -> Result<(i32, Option<OwnedFd>)> {
+fn start(
+    state: &State,
+    init: Process,
+    bundle: &Bundle,
+    options: &ExecOptions,
+    rootless: bool,
+) -> Result<(i32, Option<OwnedFd>)> {
     let socket = |path: &Option<PathBuf>| path.as_deref().map(caller::connect).transpose();
     let mut own_console = None;
     let console = match (bundle.terminal(), socket(&options.console_socket)?) {
@@ -153,7 +159,7 @@ fn start(state: &State, init: Process, bundle: &Bundle, options: &ExecOptions) -
     let hook_state = hooks::state(state, ContainerStatus::Running);
     let workload =
         Workload::new(bundle, hook_state, keyring(&state.id, state.no_new_keyring), Rc::clone(&childs_report))?;
-    let door = Door::to(state, &options.cgroups)?;
+    let door = Door::to(state, &options.cgroups, rootless)?;
     let namespaces = Namespaces::of(init)?;
     let entry = Entry {
         spec: &bundle.spec,

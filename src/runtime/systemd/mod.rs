@@ -3,16 +3,19 @@
 //! systemd is spoken to over D-Bus ([`bus`], [`wire`]). It makes a scope only around a process, so one waits in it until
 //! init has been born there.
 
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, pipe2};
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::hierarchies;
-use super::{Error, Result, users};
+use super::{Error, Result, chain, users};
 use crate::sys::fork;
 
 mod bus;
@@ -161,8 +164,31 @@ impl Unit {
         Ok(())
     }
 
-    /// Has systemd move a process into the unit, for one who may not.
-    pub fn attach(&self, pid: i32) -> Result<()> {
+    /// Forks a child, as [`fork::child_in`] does, which goes on when systemd has moved it into the unit: for who may not put
+    /// a process there.
+    pub fn fork(&self, namespaces: u64, work: impl FnOnce() -> i32) -> io::Result<Pid> {
+        let (moved, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        let mut tell = Some(File::from(tell));
+        let mut moved = File::from(moved);
+        let child = fork::child_in(namespaces, None, || {
+            drop(tell.take());
+            // The end of the pipe without a word: it could not be moved, or lmrun has died.
+            if moved.read_exact(&mut [0]).is_err() {
+                return 101;
+            }
+            drop(moved);
+            work()
+        })?;
+        let attached = self.attach(child.as_raw()).map_err(|error| io::Error::other(chain(&error)));
+        let told = attached.and_then(|()| tell.iter_mut().try_for_each(|tell| tell.write_all(&[1])));
+        drop(tell);
+        if told.is_err() {
+            let _ = waitpid(child, None);
+        }
+        told.map(|()| child)
+    }
+
+    fn attach(&self, pid: i32) -> Result<()> {
         let mut body = self.named();
         body.text("");
         body.array(4, &[pid.cast_unsigned()], |w, pid| w.uint(*pid));
@@ -219,7 +245,6 @@ fn is_version2() -> bool {
 mod tests {
     use super::wire::{Kind, Message, answer};
     use super::*;
-    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     /// What a peer is asked for, and with what it answers: a job's path, or an error.
