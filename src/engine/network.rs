@@ -159,6 +159,24 @@ pub fn revive(pids: &[pid_t]) -> Result<()> {
     Ok(())
 }
 
+/// Has the peers of an image's connections meet silence in `netns` from now on, until the [`Revival`] is done: the connections
+/// are not there yet, and who is not known is answered with a reset. Nothing where the connections were left behind alive.
+pub fn hold_peers(tree: &Tree, netns: BorrowedFd<'_>) -> Result<()> {
+    let (Some(id), connections) = (&tree.extra.network_lock, connections(tree)?) else { return Ok(()) };
+    if !connections.is_empty() {
+        Nft::open(netns)?.hold(id, &connections, HOLD)?;
+    }
+    Ok(())
+}
+
+fn connections(tree: &Tree) -> Result<Vec<Connection>> {
+    let sockets = tree.files.iter().filter_map(|f| f.isk.as_ref());
+    sockets
+        .filter(|e| !udp::is_udp(e) && Kind::of(e).is_ok_and(Kind::has_peer))
+        .map(|e| tcp::connection(e).map_err(|source| Error::Socket { id: e.id, source }))
+        .collect()
+}
+
 fn netns_of(pid: pid_t) -> Result<File> {
     File::open(format!("/proc/{pid}/ns/net")).map_err(|e| Error::proc(pid, e))
 }
@@ -244,13 +262,7 @@ impl Revival {
     /// `first` is a process in the container's network namespace.
     pub fn prepare(first: pid_t, tree: &mut Tree, peers: Peers) -> Result<Revival> {
         let netns = netns_of(first)?;
-        let connections = tree
-            .files
-            .iter()
-            .filter_map(|f| f.isk.as_ref())
-            .filter(|e| !udp::is_udp(e) && Kind::of(e).is_ok_and(Kind::has_peer))
-            .map(|e| tcp::connection(e).map_err(|source| Error::Socket { id: e.id, source }))
-            .collect::<Result<Vec<Connection>>>()?;
+        let connections = connections(tree)?;
         let quiet = match connections.is_empty() {
             true => None,
             false => Some(Quiet::prepare(netns.as_fd(), &connections, tree.extra.network_lock.clone(), peers)?),

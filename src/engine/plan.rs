@@ -1,13 +1,13 @@
 //! From a checkpoint to what has to be done: pure, nothing is touched.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::res::fd::ghost::Ghosts;
 use super::res::mm::{self, Content};
 use super::res::tmpfs;
 use super::tree::{Process, Tree};
-use super::{ClockOffsets, Error, RestoreRequest, Result};
+use super::{ClockOffsets, Error, RestoreRequest, Result, network};
 use crate::image::dir::ImageDir;
 use crate::image::page_source::{Extent, page_extents};
 use crate::image::pages::PagesOf;
@@ -95,6 +95,14 @@ impl Plan {
     /// Names the files that replace those in [`Subject::external`](super::Subject): the dumped link and the new file.
     pub fn replace(&mut self, external: Vec<(String, OwnedFd)>) {
         self.external = really_external(&self.tree, external);
+    }
+
+    /// Keeps the peers of its connections silent in a network namespace, until the plan is carried out there.
+    ///
+    /// # Errors
+    /// What the packet filter says.
+    pub fn hold_peers(&self, netns: BorrowedFd<'_>) -> Result<()> {
+        network::hold_peers(&self.tree, netns)
     }
 
     /// What the clocks of the container's time namespace must be ahead of ours to go on where they were.

@@ -35,7 +35,7 @@ impl Arriving {
             return Err(Error::NoPidNamespace);
         }
         let mut container = HalfMade::begin(store, id, &bundle)?;
-        let mut control = raise_puppet(&mut container, &bundle, clocks, &CreateOptions::default())?;
+        let mut control = raise_puppet(&mut container, &bundle, clocks, &CreateOptions::default(), &|_| Ok(()))?;
         let init = container.state().init.ok_or(Error::PuppetLost)?;
         start::go(container.dir())?;
         wait_ready(&mut control)?;

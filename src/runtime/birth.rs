@@ -35,8 +35,11 @@ use crate::sys::netns;
 
 pub(super) const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
 
-/// Forks init, into its cgroup and namespaces, and runs the hooks of create. Init waits for `start` when this
-/// returns.
+/// What is to be done as soon as init is in its namespaces, whose pid it gets.
+pub(super) type Born<'a> = &'a dyn Fn(i32) -> Result<()>;
+
+/// Forks init, into its cgroup and namespaces, and runs the hooks of create; `born` comes before them, and gets init's pid.
+/// Init waits for `start` when this returns.
 ///
 /// # Errors
 /// What went wrong, in init or outside. Init may live on then, in the container's cgroup.
@@ -46,6 +49,7 @@ pub(super) fn give_birth(
     cgroup: &Cgroup,
     unit: Option<&Unit>,
     rootless: bool,
+    born: Born<'_>,
 ) -> Result<i32> {
     let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let birthplace = cgroup.make(resources, unit, rootless)?;
@@ -79,6 +83,7 @@ pub(super) fn give_birth(
     }
     if let Some(hooks) = args.spec.hooks() {
         from_init.wait_for_hook_request().map_err(channel_error)?;
+        born(pid)?;
         let state = args.container.as_ref().map(|container| State { pid: Some(pid), ..container.state.clone() });
         for list in [hooks.prestart(), hooks.create_runtime()] {
             run_hooks(list.as_ref(), state.as_ref(), None, None, None).map_err(|e| Error::Hook(chain(&e)))?;
@@ -86,6 +91,9 @@ pub(super) fn give_birth(
         to_init.hook_done().map_err(channel_error)?;
     }
     from_init.wait_for_init_ready().map_err(channel_error)?;
+    if args.spec.hooks().is_none() {
+        born(pid)?;
+    }
     for closed in [to_init.close(), from_init.close()] {
         closed.map_err(channel_error)?;
     }

@@ -26,6 +26,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{geteuid, mkfifo};
 use oci_spec::runtime::{Mount, Spec};
 
+use super::birth::Born;
 use super::bundle::Bundle;
 use super::cgroup::Cgroup;
 use super::mounts::{Mounts, Propagation};
@@ -157,12 +158,18 @@ impl HalfMade {
         let report = Rc::new(self.start_report(options.preserve_fds)?);
         let hook_state = hooks::state(&self.state, ContainerStatus::Created);
         let workload = Workload::new(bundle, hook_state, self.keyring(options), report)?;
-        self.build(bundle.spec_for_workload()?, Box::new(workload), options)
+        self.build(bundle.spec_for_workload()?, Box::new(workload), options, &|_| Ok(()))
     }
 
     /// Forks init with libcontainer and leaves it waiting for [`go`](super::start::go), about to
     /// enter `executor`.
-    pub fn build(&mut self, mut spec: Spec, executor: Box<dyn Executor>, options: &CreateOptions) -> Result<()> {
+    pub(super) fn build(
+        &mut self,
+        mut spec: Spec,
+        executor: Box<dyn Executor>,
+        options: &CreateOptions,
+        born: Born<'_>,
+    ) -> Result<()> {
         let dir = self.dir().to_owned();
         caller::keep_descriptors(options.preserve_fds)?;
         let pidfd_socket = options.pidfd_socket.as_deref().map(caller::connect).transpose()?;
@@ -205,7 +212,7 @@ impl HalfMade {
         };
         let resources = args.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
         let kept = self.state.unit.as_ref().map(|unit| unit.start(&self.state.id, resources)).transpose()?;
-        let init = birth::give_birth(args, mounts, &cgroup, self.state.unit.as_ref(), self.rootless);
+        let init = birth::give_birth(args, mounts, &cgroup, self.state.unit.as_ref(), self.rootless, born);
         drop((own, kept));
         let pid = init?;
         self.state.init = Process::of(pid);

@@ -6,15 +6,17 @@
 //! `create` and its processes from `start`, so that every engine can restore. So does one whose processes arrive from
 //! another host ([`standby`]).
 
+use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxNamespaceType;
 use serde::{Deserialize, Serialize};
 
-use super::bundle::Bundle;
+use super::birth::Born;
+use super::bundle::{Bundle, namespace};
 use super::checkpoint::{absolute, made, write_log};
 use super::create::{CreateOptions, HalfMade};
 use super::puppet::PuppetExecutor;
@@ -64,11 +66,13 @@ pub fn restore(store: &Store, id: &str, options: &RestoreOptions) -> Result<i32>
     let tcp_established = options.tcp_established || settings.tcp_established;
     let restored: Result<_> = (|| {
         let plan = plan(&bundle, &images, &work, tcp_established)?;
+        hold_peers_there(&plan, &bundle)?;
         let mut signals = Foreground::prepare(options.attachment)?;
         let mut container = HalfMade::begin(store, id, &bundle)?;
         let mut create = options.create.clone();
         let socket = own_console(&bundle, &mut create, options.attachment, container.dir())?;
-        let control = raise_puppet(&mut container, &bundle, plan.clock_offsets(), &create)?;
+        let control =
+            raise_puppet(&mut container, &bundle, plan.clock_offsets(), &create, &hold_peers(&plan, &bundle))?;
         if let Some(signals) = &mut signals {
             signals.join(socket)?;
         }
@@ -93,7 +97,8 @@ pub(super) fn prepare(
 ) -> Result<()> {
     // Planned again by `start`: here it tells the clocks, and what is wrong while the caller listens.
     let plan = plan(bundle, &images, container.dir(), true)?;
-    let control = raise_puppet(container, bundle, plan.clock_offsets(), options)?;
+    hold_peers_there(&plan, bundle)?;
+    let control = raise_puppet(container, bundle, plan.clock_offsets(), options, &hold_peers(&plan, bundle))?;
     container.restores(Pending { from: Origin::Images(images), control: control.as_raw_fd() });
     Ok(())
 }
@@ -108,7 +113,7 @@ pub(super) fn prepare_standby(
     if !bundle.makes_namespace(LinuxNamespaceType::Pid) {
         return Err(Error::NoPidNamespace);
     }
-    let control = raise_puppet(container, bundle, clocks, options)?;
+    let control = raise_puppet(container, bundle, clocks, options, &|_| Ok(()))?;
     container.restores(Pending { from: Origin::Standby(standby), control: control.as_raw_fd() });
     Ok(())
 }
@@ -143,6 +148,23 @@ fn plan(bundle: &Bundle, images: &Path, work: &Path, tcp_established: bool) -> R
     engine::plan(request).map_err(Error::Engine)
 }
 
+/// In a network namespace that others have made and may have connected already: as early as can be.
+fn hold_peers_there(plan: &Plan, bundle: &Bundle) -> Result<()> {
+    let joined = namespace(&bundle.spec, LinuxNamespaceType::Network).and_then(|netns| netns.path().as_ref());
+    joined.map_or(Ok(()), |path| hold_peers_in(plan, path))
+}
+
+/// In one of the container's own: before a hook, or an engine behind `create`, connects it.
+fn hold_peers(plan: &Plan, bundle: &Bundle) -> impl Fn(i32) -> Result<()> {
+    let own = bundle.makes_namespace(LinuxNamespaceType::Network);
+    move |init| if own { hold_peers_in(plan, Path::new(&format!("/proc/{init}/ns/net"))) } else { Ok(()) }
+}
+
+fn hold_peers_in(plan: &Plan, netns: &Path) -> Result<()> {
+    let file = File::open(netns).map_err(|e| Error::io(netns, e))?;
+    plan.hold_peers(file.as_fd()).map_err(Error::Engine)
+}
+
 /// Builds the container around an init that becomes a puppet as soon as it is started; gives the driver's end
 /// of its socket.
 pub(super) fn raise_puppet(
@@ -150,12 +172,13 @@ pub(super) fn raise_puppet(
     bundle: &Bundle,
     clocks: ClockOffsets,
     options: &CreateOptions,
+    born: Born<'_>,
 ) -> Result<UnixStream> {
     let (executor, control) =
         PuppetExecutor::new(container.keyring(options)).map_err(|e| Error::io("socketpair", e))?;
     // Descriptors handed down are the dumped tasks' affair.
     let options = CreateOptions { preserve_fds: 0, ..options.clone() };
-    container.build(bundle.spec_for_puppet(clocks)?, Box::new(executor.clone()), &options)?;
+    container.build(bundle.spec_for_puppet(clocks)?, Box::new(executor.clone()), &options, born)?;
     executor.release();
     Ok(control)
 }
