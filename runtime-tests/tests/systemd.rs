@@ -17,10 +17,10 @@ const NOBODY: u32 = 65_534;
 const RUNTIME: &str = "/run/user/65534";
 
 /// Where systemd's own cgroups begin: cgroup2, wherever this host has it.
-fn unified() -> Option<PathBuf> {
+fn unified(dir: &Path) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|words| words[2] == "cgroup2");
-    mount.map(|words| Path::new(words[1]).join(format!("lmrun-systemd-{}", std::process::id())))
+    mount.map(|words| Path::new(words[1]).join(dir.file_name().unwrap()).with_extension("systemd"))
 }
 
 /// A systemd; dropping it ends all that runs under it.
@@ -34,7 +34,7 @@ struct Systemd {
 impl Systemd {
     /// None where there is none.
     fn boot(dir: &Path) -> Option<Systemd> {
-        let (Some(cgroup), true) = (unified(), Path::new("/lib/systemd/systemd").exists()) else {
+        let (Some(cgroup), true) = (unified(dir), Path::new("/lib/systemd/systemd").exists()) else {
             needs::skip("systemd and cgroup2");
             return None;
         };

@@ -716,9 +716,11 @@ struct Client {
 
 const CLIENT: &str = "import socket, sys, time\n\
     s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 15); s.settimeout(60)\n\
+    greeting, text, answer = (a.encode().decode('unicode_escape').encode('latin1') for a in sys.argv[3:])\n\
+    if greeting: s.sendall(greeting); s.recv(65536); time.sleep(0.2)\n\
     while True:\n    \
-        s.sendall(sys.argv[3].encode())\n    \
-        if not s.recv(65536): sys.exit('closed')\n    \
+        s.sendall(text); said = s.recv(65536)\n    \
+        if answer not in said: sys.exit('wrong: %r' % said)\n    \
         print('answered', flush=True); time.sleep(0.1)\n";
 
 impl Client {
@@ -727,7 +729,8 @@ impl Client {
         let file = fs::File::create(&answers).map_err(|e| e.to_string())?;
         let errors = file.try_clone().map_err(|e| e.to_string())?;
         let mut command = subject.engines.in_network("python3");
-        command.args(["-c", CLIENT, &subject.address(), &question.port.to_string(), question.text]);
+        command.args(["-c", CLIENT, &subject.address(), &question.port.to_string()]);
+        command.args([question.greeting.unwrap_or_default(), question.text, question.answer]);
         let child = command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().map_err(|e| e.to_string())?;
         Ok(Client { child, answers })
     }

@@ -10,10 +10,14 @@ pub enum Sign {
     Counts,
 }
 
-/// A question that a client asks over and over on one connection.
+/// A question that a client asks over and over on one connection. Escapes are Python's.
 pub struct Question {
     pub port: u16,
+    /// What is said first, and answered.
+    pub greeting: Option<&'static str>,
     pub text: &'static str,
+    /// Part of each answer.
+    pub answer: &'static str,
 }
 
 pub struct Workload {
@@ -34,7 +38,8 @@ const HTTP: &str =
     r#"exec 3<>/dev/tcp/127.0.0.1/8000 && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && head -1 <&3 | tr -d '\r'"#;
 /// The shortest way to a PostgreSQL, in a directory that goes with the container.
 const POSTGRES: &str = "PATH=$(ls -d /usr/lib/postgresql/*/bin | tail -1):$PATH; \
-    [ -d /tmp/pg ] || initdb -D /tmp/pg >/dev/null && exec postgres -D /tmp/pg -k /tmp";
+    [ -d /tmp/pg ] || { initdb -D /tmp/pg >/dev/null && echo host all all all trust >>/tmp/pg/pg_hba.conf; } && \
+    exec postgres -D /tmp/pg -k /tmp -h '*'";
 
 pub const WORKLOADS: &[Workload] = &[
     Workload {
@@ -65,7 +70,7 @@ pub const WORKLOADS: &[Workload] = &[
         args: &["redis-server", "--save", "", "--enable-debug-command", "yes", "--protected-mode", "no"],
         load: Some("redis-cli debug populate 50000 key 4096 && redis-cli set name value"),
         sign: Sign::Says("redis-cli get name; redis-cli dbsize", "value\n50001"),
-        question: Some(Question { port: 6379, text: "GET name\r\n" }),
+        question: Some(Question { port: 6379, greeting: None, text: r"GET name\r\n", answer: "value" }),
     },
     Workload {
         name: "nginx",
@@ -75,7 +80,12 @@ pub const WORKLOADS: &[Workload] = &[
         args: &["nginx", "-c", "/nginx.conf"],
         load: None,
         sign: Sign::Says(HTTP, "HTTP/1.1 200 OK"),
-        question: Some(Question { port: 8000, text: "GET / HTTP/1.1\r\nHost: a\r\n\r\n" }),
+        question: Some(Question {
+            port: 8000,
+            greeting: None,
+            text: r"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            answer: "200 OK",
+        }),
     },
     Workload {
         name: "postgres",
@@ -85,7 +95,13 @@ pub const WORKLOADS: &[Workload] = &[
         args: &["bash", "-c", POSTGRES],
         load: Some("psql -qh /tmp postgres -c 'create table if not exists t as select generate_series(1, 1000) i'"),
         sign: Sign::Says("psql -Ath /tmp postgres -c 'select sum(i) from t'", "500500"),
-        question: None,
+        // Its protocol, version 3: lengths, and words that end with a zero.
+        question: Some(Question {
+            port: 5432,
+            greeting: Some(r"\0\0\0\x17\0\x03\0\0user\0postgres\0\0"),
+            text: r"Q\0\0\0\x19select sum(i) from t\0",
+            answer: "500500",
+        }),
     },
     Workload {
         name: "http",
