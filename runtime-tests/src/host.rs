@@ -13,8 +13,13 @@ pub struct InMemory {
 impl InMemory {
     /// At `dir`, which is made.
     pub fn mount(dir: PathBuf) -> std::io::Result<InMemory> {
+        InMemory::of_size(dir, "80%")
+    }
+
+    /// As [`InMemory::mount`], of a size as tmpfs(5) has it.
+    pub fn of_size(dir: PathBuf, size: &str) -> std::io::Result<InMemory> {
         fs::create_dir_all(&dir)?;
-        crate::command::tool(&format!("mount -t tmpfs -o mode=755,size=80% lmrun-test {}", dir.display()));
+        crate::command::tool(&format!("mount -t tmpfs -o mode=755,size={size} lmrun-test {}", dir.display()));
         Ok(InMemory { dir })
     }
 }

@@ -21,6 +21,8 @@ pub const DESTINATION: &str = "10.99.0.2";
 const CLIENT: &str = "10.99.0.3";
 const MAC: &str = "02:00:0a:63:00:0a";
 
+/// The switch's ends of the cables of source and destination.
+const CABLES: [&str; 2] = ["source", "dest"];
 /// The container's port on each host's bridge.
 const PORT: &str = "web";
 
@@ -49,8 +51,8 @@ impl Hosts {
             bridge.ip("link set br0 up");
         }
         for (host, port, address) in [
-            (&hosts.source, "source", SOURCE),
-            (&hosts.destination, "dest", DESTINATION),
+            (&hosts.source, CABLES[0], SOURCE),
+            (&hosts.destination, CABLES[1], DESTINATION),
             (&hosts.client, "client", CLIENT),
         ] {
             cable(host, &hosts.switch, port);
@@ -64,6 +66,21 @@ impl Hosts {
         cable(&hosts.container_at_destination, &hosts.destination, PORT);
         settle(&hosts.container_at_source);
         hosts
+    }
+
+    /// Plugs or unplugs the cable of host 0 (source) or 1 (destination).
+    pub fn plug(&self, host: usize, plugged: bool) {
+        self.switch.ip(&format!("link set {} {}", CABLES[host], if plugged { "up" } else { "down" }));
+    }
+
+    /// Bits per second that get to a host, with a queue of 50 ms; none: as it was.
+    pub fn throttle(&self, host: usize, rate: Option<u64>) {
+        let device = CABLES[host];
+        let tc = match rate {
+            Some(rate) => format!("tc qdisc replace dev {device} root tbf rate {rate} burst 64kb latency 50ms"),
+            None => format!("tc qdisc del dev {device} root"),
+        };
+        self.switch.within(|| tool(&tc));
     }
 
     /// For who moves the address himself: the destination has it too, with its port down, and is ready to be told.

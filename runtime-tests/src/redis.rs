@@ -168,6 +168,12 @@ impl Record {
         self.gaps.iter().filter(|(begin, gap)| *begin + *gap >= since).map(|(_, gap)| *gap).max().unwrap_or_default()
     }
 
+    /// The longest gap that ended between the two.
+    pub fn longest_gap_between(&self, begin: Instant, end: Instant) -> Duration {
+        let ended = |since: &Instant, gap: &Duration| (begin..=end).contains(&(*since + *gap));
+        self.gaps.iter().filter(|(since, gap)| ended(since, gap)).map(|(_, gap)| *gap).max().unwrap_or_default()
+    }
+
     /// Asks the server for all that was acknowledged: (writes lost, writes doubled, keys with a wrong value).
     pub fn audit(&self, client: &mut Client) -> Result<(u64, u64, u64)> {
         let count = match client.ask(&[b"GET", b"count"])? {

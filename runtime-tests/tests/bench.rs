@@ -1,24 +1,24 @@
 //! The benches, in short: each measures and prints its table. How fast it is depends on the machine.
 
-use runtime_tests::bench::{engine, migrate};
+use runtime_tests::bench::{by_hand, engine};
 use runtime_tests::needs;
 
 #[test]
-fn of_migration() {
+fn of_moves_by_hand() {
     if !needs::root() {
         return;
     }
     if needs::on_path("redis-server").is_none() {
         return needs::skip("redis-server is not installed");
     }
-    let plan = migrate::Plan {
+    let plan = by_hand::Plan {
         sizes: vec![64],
-        modes: migrate::Mode::ALL.to_vec(),
+        modes: by_hand::Mode::ALL.to_vec(),
         repetitions: 1,
         peer: Err("left out".into()),
     };
-    let text = migrate::run(&plan, |_| {}).expect("every mode works");
-    for mode in migrate::Mode::ALL {
+    let text = by_hand::run(&plan, |_| {}).expect("every mode works");
+    for mode in by_hand::Mode::ALL {
         let wanted = format!("| 64 | {} |", mode.name());
         assert!(text.contains(&wanted), "{wanted}\n{text}");
     }

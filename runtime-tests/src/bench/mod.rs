@@ -1,5 +1,6 @@
 //! Measurements, as tables in Markdown. The programs `bench_migrate` and `bench_engine` print them.
 
+pub mod by_hand;
 pub mod disk;
 pub mod engine;
 pub mod lifecycle;
@@ -44,6 +45,14 @@ pub(crate) fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
+/// The value that 95 of 100 do not exceed.
+pub(crate) fn ninety_fifth(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (values.len() * 95).div_ceil(100);
+    sorted.get(rank.checked_sub(1)?).copied()
+}
+
 /// Processor, memory, kernel.
 pub(crate) fn machine() -> String {
     let field = |file: &str, key: &str| {
@@ -73,6 +82,14 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0]), Some(2.5));
         assert_eq!(median(&[]), None);
+    }
+
+    #[test]
+    fn nineteen_of_twenty_do_not_exceed_it() {
+        let values: Vec<f64> = (1..=20).rev().map(f64::from).collect();
+        assert_eq!(ninety_fifth(&values), Some(19.0));
+        assert_eq!(ninety_fifth(&[7.0]), Some(7.0));
+        assert_eq!(ninety_fifth(&[]), None);
     }
 
     #[test]
