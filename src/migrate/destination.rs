@@ -66,9 +66,6 @@ struct Undecided<'a> {
 impl<'a> Undecided<'a> {
     fn open(store: &Store, token: &'a str, id: &str) -> Result<Self> {
         let incoming = Incoming::default();
-        if let Err(error) = settle::sweep(&incoming) {
-            tracing::warn!(%error, "cannot clean up after an earlier migration");
-        }
         let owner = Process::own();
         incoming.open(token, &Arrival { id: id.to_owned(), root: store.root().to_owned(), owner })?;
         Ok(Undecided { incoming, token })
@@ -109,6 +106,8 @@ struct Ear {
 
 impl Ear {
     fn receive(&mut self, store: &Store, token: &str, offer: Offer) -> Result<()> {
+        // Before one looks for what is in the way.
+        settle::sweep(&Incoming::default());
         let config = self.file("config.json")?;
         let bundle = Place::find(&offer);
         let mut list = preflight::compare(&offer.host, &preflight::host(&bundle.path), &offer.needs);
@@ -482,7 +481,7 @@ struct Records {
 
 impl Records {
     fn make(store: &Store, token: &str) -> Result<Records> {
-        let dir = store.dir(&format!(".arriving-{token}"));
+        let dir = ledger::records(store.root(), token);
         fs::create_dir_all(&dir).map_err(|e| Error::Other(format!("{}: {e}", dir.display())))?;
         Ok(Records { dir })
     }

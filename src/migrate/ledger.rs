@@ -94,6 +94,11 @@ pub struct Arrival {
     pub owner: Process,
 }
 
+/// Where a destination keeps the records of each round until the container is complete. Its name is no id.
+pub fn records(root: &Path, token: &str) -> PathBuf {
+    root.join(format!(".arriving:{token}"))
+}
+
 /// The entries of this host.
 #[derive(Debug, Clone)]
 pub struct Incoming(PathBuf);

@@ -3,7 +3,7 @@
 
 use super::handover::settle::{AtSource, Entry, Next, at_destination, at_source};
 use super::handover::{Verdict, destination, source};
-use super::ledger::{Arrival, Incoming, Note};
+use super::ledger::{self, Arrival, Incoming, Note};
 use super::transport::{self, Channel};
 use super::wire::message::{self, Done, Hello, Settle};
 use super::{Destination, Error, Failed, Now, Result};
@@ -55,6 +55,13 @@ pub fn here(store: &Store, id: &str) -> std::result::Result<String, Failed> {
     let act = |actions: &[source::Action]| actions.iter().try_for_each(|action| carry_out(store, id, &note, *action));
     if let Next::Do(actions) = facts.begin() {
         act(&actions).map_err(Failed::untouched)?;
+        if !facts.alive
+            && let Ok(destination) = note.destination.parse()
+            && let Ok((question, _)) = Question::ask(&destination, &note.token)
+        {
+            // It need not remember what became of it any longer.
+            question.done();
+        }
         return Ok(match facts.alive {
             true => format!("container {id} runs here: its migration did not get as far as to be in doubt"),
             false => format!("container {id} has ended here"),
@@ -105,7 +112,19 @@ pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
             _ => {}
         }
     }
+    if let Some(arrival) = arrival.filter(|_| !process) {
+        unmake_records(&arrival, token)?;
+    }
     Ok(verdict)
+}
+
+/// Removes what a process that is gone has left of its records.
+fn unmake_records(arrival: &Arrival, token: &str) -> Result<()> {
+    let dir = ledger::records(&arrival.root, token);
+    match std::fs::remove_dir_all(&dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Other(format!("{}: {e}", dir.display()))),
+        _ => Ok(()),
+    }
 }
 
 /// Does something to a container that has arrived, if it is still the one that did.
@@ -118,12 +137,18 @@ fn on_own(arrival: &Arrival, act: impl FnOnce(&Store, &str) -> runtime::Result<(
     }
 }
 
-/// Removes what earlier migrations have left whose processes were killed.
-pub fn sweep(incoming: &Incoming) -> Result<()> {
-    for (token, entry, arrival) in incoming.all()? {
-        if entry != Entry::Running && !arrival.owner.is_alive() {
-            there(incoming, &token)?;
-        }
+/// Removes what earlier migrations to this host have left whose processes were killed. What cannot be removed waits for the next.
+pub fn sweep(incoming: &Incoming) {
+    let swept = incoming.all().map_err(Error::from).and_then(|all| {
+        all.into_iter().filter(|(.., arrival)| !arrival.owner.is_alive()).try_for_each(|(token, entry, arrival)| {
+            match entry {
+                // Its source may still ask.
+                Entry::Running => unmake_records(&arrival, &token),
+                _ => there(incoming, &token).map(drop),
+            }
+        })
+    });
+    if let Err(error) = swept {
+        tracing::warn!(%error, "cannot clean up after an earlier migration");
     }
-    Ok(())
 }

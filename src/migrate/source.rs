@@ -47,6 +47,7 @@ pub fn run(
         return Err(Failed::untouched(error));
     };
     let begun = Instant::now();
+    settle::sweep(&ledger::Incoming::default());
     let leaving = Leaving::begin(store, id).map_err(Failed::untouched)?;
     let token = ledger::token().map_err(Failed::untouched)?;
     observer(Event::Start {

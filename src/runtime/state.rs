@@ -155,6 +155,8 @@ impl Store {
         private.mode(0o700);
         let dir = self.dir(id);
         private.recursive(true).create(&self.root).map_err(|source| Error::io(&self.root, source))?;
+        // Of a former one, if whoever removed it was killed.
+        gone(&removed(&dir))?;
         private.recursive(false).create(&dir).map_err(|source| match source.kind() {
             ErrorKind::AlreadyExists => Error::Exists,
             _ => Error::io(&dir, source),
@@ -248,12 +250,29 @@ impl Locked {
         write_whole(&path, &json).map_err(|source| Error::io(&path, source))
     }
 
-    /// Removes the directory. What is gone already is no error.
+    /// Removes the directory. What is gone already is no error. It goes as a whole, so that who is killed meanwhile leaves no
+    /// container without what belongs to it.
     pub fn remove(self) -> Result<()> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io(&self.dir, source)),
-            _ => Ok(()),
+        let removed = removed(&self.dir);
+        gone(&removed)?;
+        match fs::rename(&self.dir, &removed) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(Error::io(&self.dir, source)),
+            Ok(()) => gone(&removed),
         }
+    }
+}
+
+/// What a container's directory is called while it is removed: no id begins so.
+fn removed(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!(".removed:{name}"))
+}
+
+fn gone(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io(dir, source)),
+        _ => Ok(()),
     }
 }
 

@@ -27,10 +27,10 @@ impl AtSource {
     pub fn begin(self) -> Next {
         match self {
             AtSource { note: false, .. } => Next::Do(vec![]),
+            // It was ended because it runs there, or has died in its sleep: what is left of it goes, too.
+            AtSource { alive: false, .. } => Next::Do(vec![source::Action::EndContainer, source::Action::RemoveNote]),
             // The commit is only said when the container is frozen; or it was thawed because the verdict was known.
-            AtSource { frozen: false, .. } | AtSource { alive: false, .. } => {
-                Next::Do(vec![source::Action::RemoveNote])
-            }
+            AtSource { frozen: false, .. } => Next::Do(vec![source::Action::RemoveNote]),
             _ => Next::Ask,
         }
     }
