@@ -8,6 +8,7 @@
 //! Leaving::prepare
 //! tracked connections --------------------------> Arriving::take
 //! (frozen) Leaving::hush
+//! (given up) Leaving::give_up
 //! (given up) frames, Commit --------------------> Arriving::take, speak    it runs
 //! frames that came since ----------------------->
 //! Leaving::keep_silent
@@ -61,6 +62,17 @@ pub struct Leaving {
     silencer: Option<Silencer>,
     capture: Option<Capture>,
     silence: Option<Silence>,
+    /// For the time when this process may end, and the container must not be heard all the same.
+    lasting: Lasting,
+}
+
+#[derive(Debug)]
+enum Lasting {
+    Unprepared,
+    Prepared(Silencer),
+    Imposed(Silence),
+    /// It stays.
+    Kept,
 }
 
 impl Leaving {
@@ -71,7 +83,8 @@ impl Leaving {
     pub fn of(init: i32, pids: &[i32]) -> Result<Option<Leaving>> {
         let Some(netns) = own_netns(init, pids)? else { return Ok(None) };
         let interfaces = Interfaces::read(netns.as_fd())?;
-        let this = Leaving { netns, interfaces, silencer: None, capture: None, silence: None };
+        let this =
+            Leaving { netns, interfaces, silencer: None, capture: None, silence: None, lasting: Lasting::Unprepared };
         Ok((!this.interfaces.interfaces.is_empty()).then_some(this))
     }
 
@@ -86,6 +99,7 @@ impl Leaving {
     /// What the kernel says.
     pub fn prepare(&mut self) -> Result<()> {
         self.silencer = Some(Silencer::open(self.netns.as_fd())?);
+        self.lasting = Lasting::Prepared(Silencer::lasting(self.netns.as_fd())?);
         self.capture = Some(Capture::open(self.netns.as_fd())?);
         Ok(())
     }
@@ -127,12 +141,31 @@ impl Leaving {
         Ok((!frames.frames.is_empty()).then(|| Matter::Frames(frames.to_bytes()).to_bytes()))
     }
 
-    /// The container is gone. If its namespace stays, others must not find it there any more.
+    /// The right to run is given up: from now on the silence does not end with this process. Takes some 50 us.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn keep_silent(mut self) -> Result<()> {
-        self.silence.take().map_or(Ok(()), Silence::keep)
+    pub fn give_up(&mut self) -> Result<()> {
+        if let Lasting::Prepared(silencer) = std::mem::replace(&mut self.lasting, Lasting::Unprepared) {
+            self.lasting = Lasting::Imposed(silencer.impose()?);
+        }
+        Ok(())
+    }
+
+    /// The right to run is taken back: it is heard again. Takes some 50 us.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn take_back(&mut self) -> Result<()> {
+        if let Lasting::Imposed(silence) = std::mem::replace(&mut self.lasting, Lasting::Unprepared) {
+            silence.lift()?;
+        }
+        self.silence.take().map_or(Ok(()), Silence::lift)
+    }
+
+    /// It is not known whether the container may be heard here, or known that it may not: others must not find it.
+    pub fn keep_silent(mut self) {
+        self.lasting = Lasting::Kept;
     }
 }
 
@@ -143,10 +176,28 @@ impl Drop for Leaving {
         {
             tracing::warn!(%error, "the container's interfaces are heard again when lmrun ends");
         }
+        // Unprepared: or it was taken back.
+        if !matches!(self.lasting, Lasting::Kept)
+            && let Err(error) = Silence::lift_kept(self.netns.as_fd())
+        {
+            tracing::warn!(%error, "the container's interfaces stay silent");
+        }
         if let Some(capture) = self.capture.take() {
             capture.close();
         }
     }
+}
+
+/// The network of the container of `init`, which was given up or was to come, is heard from now on. Nothing to be done is no error.
+///
+/// # Errors
+/// What the kernel says.
+pub fn hear_again(init: i32) -> Result<()> {
+    let netns = File::open(format!("/proc/{init}/ns/net")).map_err(Error::Namespace)?;
+    if Silence::lift_kept(netns.as_fd())? {
+        announce(netns.as_fd(), &Interfaces::read(netns.as_fd())?)?.wait();
+    }
+    Ok(())
 }
 
 /// The network of a container that is expected.
@@ -178,8 +229,6 @@ impl Arriving {
         let Some(netns) = own_netns(init, &[init])? else { return Ok(None) };
         let before = Interfaces::read(netns.as_fd())?;
         let (silence, mut problems) = interfaces.stand_by(netns.as_fd())?;
-        // What stays in the namespace of a container that was here before and has left.
-        Silence::lift_kept(netns.as_fd())?;
         engine::take_back(init, id)?;
         let (here, injector) = (Interfaces::read(netns.as_fd())?, Injector::open(netns.as_fd(), host()?.as_fd())?);
         let here = here.addresses();
@@ -232,6 +281,9 @@ impl Arriving {
         if let Some(announced) = self.announced.take() {
             announced.wait();
         }
+        if let Err(error) = Silence::lift_kept(self.netns.as_fd()) {
+            tracing::warn!(%error, "a table of nftables is left in the container's network");
+        }
     }
 
     /// Gives the container what came for it on its way. Its connections have to be alive.
@@ -244,9 +296,13 @@ impl Arriving {
 
 impl Drop for Arriving {
     fn drop(&mut self) {
-        if self.silence.is_some()
-            && let Err(error) = self.before.apply(self.netns.as_fd())
-        {
+        let Some(silence) = self.silence.take() else { return };
+        let undone = self.before.apply(self.netns.as_fd()).and_then(|_| match silence.was_kept() {
+            // A container that was here before and has left: its addresses are elsewhere.
+            true => Ok(false),
+            false => Silence::lift_kept(self.netns.as_fd()),
+        });
+        if let Err(error) = undone {
             tracing::warn!(%error, "the network that was prepared for the container keeps its addresses");
         }
     }

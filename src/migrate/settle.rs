@@ -6,7 +6,7 @@ use super::handover::{Verdict, destination, source};
 use super::ledger::{self, Arrival, Incoming, Note};
 use super::transport::{self, Channel};
 use super::wire::message::{self, Done, Hello, Settle};
-use super::{Destination, Error, Failed, Now, Result};
+use super::{Destination, Error, Failed, Now, Result, network};
 use crate::engine;
 use crate::runtime::{self, Status, Store, departure};
 
@@ -83,6 +83,7 @@ fn carry_out(store: &Store, id: &str, note: &Note, action: source::Action) -> Re
         EndContainer if note.keep_source => Ok(departure::kill(store, id)?),
         EndContainer => Ok(departure::end(store, id)?),
         ThawCgroup => {
+            network::hear_again(departure::init(store, id)?)?;
             engine::take_back(departure::init(store, id)?, id)?;
             Ok(departure::thaw(store, id)?)
         }
@@ -103,7 +104,10 @@ pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
     let (actions, verdict) = at_destination(entry, process);
     for action in actions {
         match (action, &arrival) {
-            (destination::Action::Thaw, Some(arrival)) => on_own(arrival, departure::set_going)?,
+            (destination::Action::Thaw, Some(arrival)) => {
+                on_own(arrival, departure::set_going)?;
+                speak(arrival)?;
+            }
             (destination::Action::Unmake, Some(arrival)) => {
                 on_own(arrival, |store, id| runtime::delete(store, id, true))?
             }
@@ -123,6 +127,14 @@ fn unmake_records(arrival: &Arrival, token: &str) -> Result<()> {
     let dir = ledger::records(&arrival.root, token);
     match std::fs::remove_dir_all(&dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::Other(format!("{}: {e}", dir.display()))),
+        _ => Ok(()),
+    }
+}
+
+/// A container that has come to run is heard, if whoever was to see to that is gone.
+fn speak(arrival: &Arrival) -> Result<()> {
+    match departure::init(&Store::new(&arrival.root), &arrival.id) {
+        Ok(init) if !arrival.owner.is_alive() => Ok(network::hear_again(init)?),
         _ => Ok(()),
     }
 }

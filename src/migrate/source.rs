@@ -322,6 +322,9 @@ impl<'a> Session<'a> {
 
     /// The right to run is ours again, and the container runs.
     fn taken_back(&mut self, mut held: Held, leaving: &Leaving, error: Error) -> Failed {
+        if let Some(Err(error)) = self.network.as_mut().map(network::Leaving::take_back) {
+            (self.observer)(Event::Warning { text: format!("the container is not heard: {error}") });
+        }
         let thawed = held.take_back().map_err(Error::from).and_then(|()| Ok(Note::remove(&leaving.dir())?));
         if let Err(error) = thawed {
             (self.observer)(Event::Warning { text: error.to_string() });
@@ -350,6 +353,7 @@ impl<'a> Session<'a> {
         };
         // The note first: a container that is frozen says why.
         let given_up = note.write(&leaving.dir()).map_err(Error::from).and_then(|()| Ok(held.give_up(freezer)?));
+        let given_up = given_up.and_then(|()| Ok(self.network.as_mut().map_or(Ok(()), network::Leaving::give_up)?));
         if let Err(error) = given_up {
             return Err(self.taken_back(held, leaving, error));
         }
@@ -374,6 +378,9 @@ impl<'a> Session<'a> {
                 Err(unanswered) => {
                     (self.observer)(Event::Warning { text: format!("the destination cannot be asked: {unanswered}") });
                     held.leave();
+                    if let Some(network) = self.network.take() {
+                        network.keep_silent();
+                    }
                     let settle = format!("lmrun migrate --settle {id}");
                     return Err(Failed { error, now: Now::Frozen { settle } });
                 }
@@ -389,10 +396,8 @@ impl<'a> Session<'a> {
         }
         // Whatever has come meanwhile.
         let _ = self.send_frames().and_then(|()| self.mouth.say(&Done {}));
-        if let Some(Err(error)) = self.network.take().map(network::Leaving::keep_silent) {
-            (self.observer)(Event::Warning {
-                text: format!("the container's addresses may be heard here still: {error}"),
-            });
+        if let Some(network) = self.network.take() {
+            network.keep_silent();
         }
         let mut downtime = parts.all;
         downtime.extend(running.parts.into_iter().map(|p: Part| events::Part { name: p.name, us: p.micros }));

@@ -185,10 +185,14 @@ fn a_silent_namespace_is_not_to_be_found() {
     street.neighbour.ip("neigh flush all");
     connect(Duration::from_secs(20)).unwrap();
     // What is to outlast us is found by the next one.
-    Silencer::open(here.as_fd()).unwrap().impose().unwrap().keep().unwrap();
+    drop(Silencer::lasting(here.as_fd()).unwrap().impose().unwrap());
+    assert_eq!(refused(), ErrorKind::TimedOut);
+    assert!(Silence::lasting(here.as_fd()).unwrap().was_kept());
     assert_eq!(refused(), ErrorKind::TimedOut);
     assert!(Silence::lift_kept(here.as_fd()).unwrap());
     assert!(!Silence::lift_kept(here.as_fd()).unwrap());
+    assert!(!Silence::lasting(here.as_fd()).unwrap().was_kept());
+    assert!(Silence::lift_kept(here.as_fd()).unwrap());
     connect(Duration::from_secs(20)).unwrap();
     eventually("no table is left", || street.here.tables().is_empty());
     drop(listener);

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::read::{self, Link};
-use super::{Address, Interface, Interfaces, Neighbour, Result, Route, Silence, Silencer, family, netlink, within};
+use super::{Address, Interface, Interfaces, Neighbour, Result, Route, Silence, family, netlink, within};
 use crate::sys::netlink::{Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkSocket};
 use crate::sys::rtnetlink::{self as rt, AddressHeader, HopHeader, LinkHeader, NeighbourHeader, RouteHeader};
 use crate::sys::rtnetlink::{ifa, ifla, nda, rta};
@@ -30,11 +30,12 @@ impl Interfaces {
         Ok(problems)
     }
 
-    /// As [`Interfaces::apply`], in silence from the first address on.
+    /// As [`Interfaces::apply`], in a lasting silence from the first address on: even if this process is killed, nobody finds here
+    /// what is still elsewhere.
     pub fn stand_by(&self, netns: BorrowedFd<'_>) -> Result<(Silence, Vec<String>)> {
         // With its name an interface loses its chains, since Linux 6.16.
         let mut problems = self.rename(netns)?;
-        let silence = Silencer::open(netns)?.impose()?;
+        let silence = Silence::lasting(netns)?;
         problems.extend(self.make(netns)?);
         Ok((silence, problems))
     }

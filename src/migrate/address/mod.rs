@@ -8,10 +8,12 @@
 //! Interfaces::read  -------------------> Interfaces::stand_by         while the container still runs
 //! (the container is frozen)
 //! Silencer::impose                                                    nobody is answered by either
-//! Silence::keep (it has left)            Silence::lift, announce      it runs here
+//!                                        Silence::lift, announce      it runs here
 //! ```
 //!
-//! The other way round, [`Silence::lift`] at the source undoes it all: nothing else was touched there.
+//! The other way round, [`Silence::lift`] at the source undoes it all: nothing else was touched there. A silence that must not end with
+//! its process is a lasting one: at the destination until it is decided that the container runs there, at the source from the moment when it
+//! gives the right to run up.
 
 mod announce;
 mod apply;

@@ -43,51 +43,66 @@ pub struct Silencer {
     table: String,
 }
 
-/// A namespace that is silent, until this is dropped or this process ends.
+/// A namespace that is silent, until this is dropped or this process ends; or until [`Silence::lift_kept`], if it is a lasting one.
 #[derive(Debug)]
 #[must_use = "the silence ends when this is dropped"]
-pub struct Silence(Silencer);
+pub struct Silence {
+    silencer: Silencer,
+    /// Somebody had kept it silent.
+    was_kept: bool,
+}
 
 impl Silencer {
     /// Makes the chains in `netns`, which takes some milliseconds: before the container is frozen. They are there until
     /// this is dropped or this process ends. Interfaces that come or are renamed later
     /// are not silenced.
     pub fn open(netns: BorrowedFd<'_>) -> Result<Self> {
+        Ok(Silencer::with(netns, own_table(), TABLE_OWNER, ACCEPT)?.0)
+    }
+
+    /// As [`Silencer::open`], for a silence that lasts beyond this process: until [`Silence::lift_kept`], which is to be
+    /// called even if it was never imposed.
+    pub fn lasting(netns: BorrowedFd<'_>) -> Result<Self> {
+        Ok(Silencer::with(netns, KEPT.to_owned(), 0, ACCEPT)?.0)
+    }
+
+    /// With it comes whether there was such a table, which is replaced.
+    fn with(netns: BorrowedFd<'_>, table: String, flags: u32, policy: u32) -> Result<(Self, bool)> {
         within(netns, || {
             let route = NetlinkSocket::route().map_err(netlink("open rtnetlink"))?;
             let links = read::links(&route)?.into_iter().filter(|link| !link.loopback);
             let nft = NetlinkSocket::netfilter().map_err(netlink("open nftables"))?;
             let interfaces = links.map(|link| link.name).collect();
-            let mut this = Self { nft, interfaces, hooks: &[INGRESS, EGRESS], table: own_table() };
-            let made = match this.make(&this.table, TABLE_OWNER, ACCEPT) {
-                // What this kernel cannot drop is what the container sends, and it is frozen or not there.
-                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    this.hooks = &[INGRESS];
-                    this.make(&this.table, TABLE_OWNER, ACCEPT)
+            let mut this = Self { nft, interfaces, hooks: &[INGRESS, EGRESS], table };
+            let mut replaces = false;
+            loop {
+                match this.make(flags, policy, replaces) {
+                    Ok(()) => return Ok((this, replaces)),
+                    // What this kernel cannot drop is what the container sends, and it is frozen or not there.
+                    Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) && this.hooks.len() > 1 => {
+                        this.hooks = &[INGRESS]
+                    }
+                    Err(e) if e.raw_os_error() == Some(libc::EEXIST) && !replaces => replaces = true,
+                    Err(e) => return Err(netlink("prepare to silence the interfaces by nftables")(e)),
                 }
-                made => made,
-            };
-            made.map_err(netlink("prepare to silence the interfaces by nftables"))?;
-            Ok(this)
+            }
         })
     }
 
     /// From now on nothing passes. Takes some 50 us.
     pub fn impose(self) -> Result<Silence> {
         self.decide(DROP).map_err(netlink("silence the interfaces by nftables"))?;
-        Ok(Silence(self))
+        Ok(Silence { silencer: self, was_kept: false })
     }
 
-    fn make(&self, table: &str, flags: u32, policy: u32) -> io::Result<()> {
+    fn make(&self, flags: u32, policy: u32, replaces: bool) -> io::Result<()> {
         let mut batch = Batch::default();
         begin(&mut batch);
-        if flags == 0 {
-            // What was left behind is replaced: the removal has to find a table.
-            add_table(&mut batch, table, 0, 0);
-            delete_table(&mut batch, table);
+        if replaces {
+            delete_table(&mut batch, &self.table);
         }
-        add_table(&mut batch, table, flags, NLM_F_EXCL);
-        self.chains(|name, hook, interface| add_chain(&mut batch, table, name, hook, interface, policy));
+        add_table(&mut batch, &self.table, flags, NLM_F_EXCL);
+        self.chains(|name, hook, interface| add_chain(&mut batch, &self.table, name, hook, interface, policy));
         end(&mut batch);
         self.nft.transact(&batch)
     }
@@ -120,21 +135,26 @@ impl Silencer {
 }
 
 impl Silence {
-    /// From now on it lasts beyond this process, until [`Silence::lift_kept`] or the end of the namespace. Takes some
-    /// milliseconds; nothing passes meanwhile.
-    pub fn keep(self) -> Result<()> {
-        self.0.make(KEPT, 0, DROP).map_err(netlink("keep the interfaces silent by nftables"))
+    /// In `netns`, beyond the end of this process. Takes some milliseconds.
+    pub fn lasting(netns: BorrowedFd<'_>) -> Result<Self> {
+        let (silencer, was_kept) = Silencer::with(netns, KEPT.to_owned(), 0, DROP)?;
+        Ok(Silence { silencer, was_kept })
     }
 
-    /// From now on everything passes. Takes some 50 us.
+    /// Whether somebody had kept it silent before.
+    pub fn was_kept(&self) -> bool {
+        self.was_kept
+    }
+
+    /// From now on everything passes. Takes some 50 us. What is left of a lasting one is for [`Silence::lift_kept`].
     pub fn lift(self) -> Result<()> {
-        self.0.decide(ACCEPT).map_err(netlink("end the silence"))?;
+        self.silencer.decide(ACCEPT).map_err(netlink("end the silence"))?;
         // To close the socket is to remove the chains, for which the kernel waits for all processors.
         let _ = thread::Builder::new().name("silence".to_owned()).spawn(|| drop(self));
         Ok(())
     }
 
-    /// Ends in `netns` what [`Silence::keep`] has left there; false if there was nothing.
+    /// Ends in `netns` a silence that lasts; false if there was nothing.
     pub fn lift_kept(netns: BorrowedFd<'_>) -> Result<bool> {
         within(netns, || {
             let nft = NetlinkSocket::netfilter().map_err(netlink("open nftables"))?;
