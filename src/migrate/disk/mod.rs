@@ -13,7 +13,8 @@
 //! * Everything that stat(2) and listxattr(2) tell is kept but access and change times: whiteouts and opaque directories of an
 //!   overlay, ACLs and file capabilities, hard links, holes, device nodes, owners. Inode flags (chattr(1)) are not.
 //! * [`Busy`] files are listed for every round, the first too: one that was mapped then may have been unmapped since.
-//! * An overlay is not mounted on what is being built before the last round: the kernel remembers names that it has looked up.
+//! * Once an overlay is mounted on what is being built, what comes is done to [what is mounted](Target::mounted): the kernel
+//!   remembers names that it has looked up.
 //! * The destination builds below a directory of its own and removes it again unless it is told to [commit](Target::commit).
 //!
 //! The modules: [`message`] what goes over the wire, [`digest`] how both sides know that they have the same,

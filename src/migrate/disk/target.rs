@@ -22,6 +22,8 @@ use super::digest::Ledger;
 use super::message::{BLOCK, Block, Create, End, Link, Message, Meta, Op, ROOT, Resize, Unlink};
 use super::{Error, Result, Root, xattrs};
 
+mod merged;
+
 /// A label that the security module of this host gives to every file; it is kept where the source has none.
 const LABEL: &[u8] = b"security.selinux";
 
@@ -37,6 +39,8 @@ pub struct Target {
 /// A file that was made.
 struct Node {
     kind: u32,
+    /// An overlay's, for a name that a lower directory has.
+    is_whiteout: bool,
     /// Directory and name. Without one it is in the limbo, its number is its name.
     names: Vec<(u64, OsString)>,
     meta: Option<Meta>,
@@ -50,6 +54,8 @@ struct Tree {
     /// The directory itself is ours.
     made: bool,
     dir: OwnedFd,
+    /// What `dir` is now: an [overlay](merged) that was mounted on it.
+    is_merged: bool,
     /// A directory in it for files without names.
     limbo: OwnedFd,
     limbo_name: OsString,
@@ -69,6 +75,20 @@ fn directory_flags() -> OFlag {
 }
 
 impl Target {
+    /// As [`create`](Self::create), for directories that may have something in them: that goes.
+    pub fn replace(roots: Vec<Root>) -> Result<Self> {
+        for root in &roots {
+            let failed = |e| Error::io("empty", &root.path)(e);
+            for entry in fs::read_dir(&root.path).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let is_dir = entry.file_type().map_err(failed)?.is_dir();
+                let path = entry.path();
+                if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(failed)?;
+            }
+        }
+        Self::create(roots)
+    }
+
     /// Each root's directory must be empty, or not there yet (its parent is).
     pub fn create(roots: Vec<Root>) -> Result<Self> {
         let mut target = Self { trees: Vec::new(), ledger: Ledger::default(), finished: false, committed: false };
@@ -116,6 +136,12 @@ impl Target {
         }
         self.finished = end.last;
         Ok(())
+    }
+
+    /// The directory of root `index` is now the upper one of an overlay that is mounted at `at`: what comes from now on is
+    /// done there.
+    pub fn mounted(&mut self, index: usize, at: &Path) -> Result<()> {
+        self.trees.get_mut(index).map_or(Ok(()), |tree| tree.mounted(at))
     }
 
     /// After the last round: everything is in place, and is what the source has.
@@ -186,10 +212,11 @@ impl Tree {
         let limbo = mkdirat(&dir, limbo_name.as_os_str(), Mode::S_IRWXU)
             .and_then(|()| openat(&dir, limbo_name.as_os_str(), directory_flags(), Mode::empty()))
             .map_err(failed)?;
-        let root = Node { kind: libc::S_IFDIR, names: Vec::new(), meta: None, entries: HashMap::new() };
+        let root =
+            Node { kind: libc::S_IFDIR, is_whiteout: false, names: Vec::new(), meta: None, entries: HashMap::new() };
         let nodes = HashMap::from([(ROOT, root)]);
         let touched = BTreeSet::from([ROOT]);
-        Ok(Self { index, path, made, dir, limbo, limbo_name, nodes, touched, open: None })
+        Ok(Self { index, path, made, dir, is_merged: false, limbo, limbo_name, nodes, touched, open: None })
     }
 
     fn node(&self, id: u64) -> Result<&Node> {
@@ -265,6 +292,12 @@ impl Tree {
         if self.nodes.contains_key(&file.id) {
             return Err(hostile(format_args!("file {} twice", file.id)));
         }
+        let is_whiteout = file.kind == libc::S_IFCHR && file.rdev == 0;
+        let node = Node { kind: file.kind, is_whiteout, names: Vec::new(), meta: None, entries: HashMap::new() };
+        if self.is_merged && is_whiteout {
+            self.nodes.insert(file.id, node);
+            return Ok(());
+        }
         let name = file.id.to_string();
         let (limbo, name) = (&self.limbo, name.as_str());
         let private = Mode::S_IRUSR | Mode::S_IWUSR;
@@ -278,7 +311,6 @@ impl Tree {
             kind => mknodat(limbo, name, SFlag::from_bits_truncate(kind), private, file.rdev),
         };
         made.map_err(|e| Error::io("create a file in", &self.path)(e.into()))?;
-        let node = Node { kind: file.kind, names: Vec::new(), meta: None, entries: HashMap::new() };
         self.nodes.insert(file.id, node);
         self.touched.insert(file.id);
         Ok(())
@@ -354,12 +386,19 @@ impl Tree {
         node.entries.remove(entry.name());
         let node = self.nodes.get_mut(&id).expect("has a name");
         node.names.retain(|(d, n)| (*d, n.as_os_str()) != (entry.dir, entry.name()));
-        let done = if node.names.is_empty() {
+        let (kind, is_loose) = (node.kind, node.names.is_empty());
+        let done = if self.is_merged && node.is_whiteout {
+            Ok(())
+        } else if is_loose {
             renameat2(&dir, entry.name(), &self.limbo, id.to_string().as_str(), RenameFlags::RENAME_NOREPLACE)
         } else {
             unlinkat(&dir, entry.name(), UnlinkatFlags::NoRemoveDir)
         };
-        done.map_err(|e| self.failed("remove a file from", entry.dir)(e.into()))?;
+        let done = match done {
+            Err(Errno::EXDEV) if self.is_merged && kind == libc::S_IFDIR => self.evacuate(&dir, entry.name(), id),
+            done => done.map_err(io::Error::from),
+        };
+        done.map_err(self.failed("remove a file from", entry.dir))?;
         self.touched.insert(entry.dir);
         Ok(())
     }
@@ -375,8 +414,11 @@ impl Tree {
             return Err(hostile(format_args!("a second name for directory {id}")));
         }
         let to = self.open_dir(entry.dir)?;
+        let has = self.is_merged && self.make_way(&to, entry)?;
         let (from, old) = self.find(id)?;
-        let done = if is_new {
+        let done = if has {
+            Ok(())
+        } else if is_new {
             // Of a directory into itself: the kernel refuses.
             renameat2(&from, old.as_os_str(), &to, name, RenameFlags::RENAME_NOREPLACE)
         } else {
@@ -395,7 +437,9 @@ impl Tree {
             return Err(hostile(format_args!("the end of file {id}, which is in use")));
         }
         let flag = if node.kind == libc::S_IFDIR { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
-        unlinkat(&self.limbo, id.to_string().as_str(), flag).map_err(|e| self.failed("remove", id)(e.into()))?;
+        if !(self.is_merged && node.is_whiteout) {
+            unlinkat(&self.limbo, id.to_string().as_str(), flag).map_err(|e| self.failed("remove", id)(e.into()))?;
+        }
         self.nodes.remove(&id);
         self.touched.remove(&id);
         self.open.take_if(|(open, _)| *open == id);
@@ -411,11 +455,16 @@ impl Tree {
         // The limbo comes and goes in it.
         touched.insert(ROOT);
         for id in touched {
-            let Some(meta) = &self.node(id)?.meta else {
+            let node = self.node(id)?;
+            let Some(meta) = &node.meta else {
                 return Err(hostile(format_args!("file {id} without attributes")));
             };
+            if self.is_merged && node.is_whiteout {
+                continue;
+            }
+            let meta = &if self.is_merged { merged::seen(meta) } else { meta.clone() };
             let (dir, name) = self.find(id)?;
-            let kind = self.node(id)?.kind;
+            let kind = node.kind;
             set(&dir, &name, kind, meta).map_err(self.failed("set the attributes of", id))?;
             let kept = kept(&dir, &name, kind, meta).map_err(self.failed("read", id))?;
             if let Some(what) = kept {
@@ -432,8 +481,11 @@ impl Tree {
         }
     }
 
-    /// Removes all that was made; whoever drops has no use for an error.
+    /// Removes all that was made; whoever drops has no use for an error. What is mounted is its owner's.
     fn remove(&self) {
+        if self.is_merged {
+            return;
+        }
         for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
             let _ = if is_dir { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };

@@ -40,7 +40,9 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = umount2(&self.0.join("merged"), MntFlags::MNT_DETACH);
+        for name in ["merged", "there"] {
+            let _ = umount2(&self.0.join(name), MntFlags::MNT_DETACH);
+        }
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -550,7 +552,11 @@ fn random_messages_stay_in_their_place() {
 
 /// An overlay that is mounted at `merged`.
 fn overlay(scratch: &Scratch, lower: &Path, upper: &Path) -> PathBuf {
-    let (merged, work) = (scratch.dir("merged"), scratch.dir("work"));
+    overlay_at(scratch, "merged", lower, upper)
+}
+
+fn overlay_at(scratch: &Scratch, name: &str, lower: &Path, upper: &Path) -> PathBuf {
+    let (merged, work) = (scratch.dir(name), scratch.dir(&format!("work of {name}")));
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
     mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
     merged
@@ -720,4 +726,87 @@ fn random_changes_follow() {
             }
         }
     }
+}
+
+/// The same where an overlay is mounted at the destination, too, after the first round.
+#[test]
+fn random_changes_follow_into_an_overlay() {
+    for seed in 100..112 {
+        let scratch = Scratch::new();
+        let (from, to, lower) = (scratch.dir("from"), scratch.dir("to"), scratch.dir("lower"));
+        let mut random = Random(seed);
+        (0..80).for_each(|_| mutate(&lower, &mut random));
+        let view = overlay(&scratch, &lower, &from);
+        (0..60).for_each(|_| mutate(&view, &mut random));
+        let mut source = Source::open(vec![Root { view: Some(view.clone()), ..root(&from) }]).unwrap();
+        let mut target = Target::create(vec![root(&to)]).unwrap();
+        let mut there = None;
+        for round in 0..12 {
+            (0..random.below(40)).for_each(|_| mutate(&view, &mut random));
+            let stage = if round % 3 == 2 { Stage::Last } else { Stage::Live };
+            let mut emit = |mut message: Message| {
+                if stage == Stage::Live && random.below(8) == 0 {
+                    mutate(&view, &mut random);
+                }
+                if let Some(Op::End(end)) = &mut message.op {
+                    end.last = round == 11;
+                }
+                target.apply(message).map_err(io::Error::other)
+            };
+            let done = source.round(stage, &[], &mut emit);
+            done.unwrap_or_else(|e| panic!("seed {seed}, round {round}: {e}: {:?}", std::error::Error::source(&e)));
+            let there = there.get_or_insert_with(|| {
+                let there = overlay_at(&scratch, "there", &lower, &to);
+                target.mounted(0, &there).unwrap();
+                // The kernel remembers what is there, and what is not.
+                drop(facts(&there));
+                there
+            });
+            if stage == Stage::Last {
+                assert_same(&view, there, &format!("seed {seed}, round {round}"));
+            }
+        }
+        target.finish().unwrap();
+        target.commit();
+        // And not because the kernel remembers.
+        let there = there.unwrap();
+        umount2(&there, MntFlags::empty()).unwrap();
+        overlay_at(&scratch, "there", &lower, &to);
+        assert_same(&view, &there, &format!("seed {seed}, mounted anew"));
+    }
+}
+
+/// What an overlay says below itself in its own words.
+#[test]
+fn an_overlay_s_words_are_translated() {
+    let scratch = Scratch::new();
+    let (lower, upper, to) = (scratch.dir("lower"), scratch.dir("upper"), scratch.dir("to"));
+    for dir in ["kept", "gone/sub", "anew/sub", "file/sub"] {
+        fs::create_dir_all(lower.join(dir)).unwrap();
+        fs::write(lower.join(dir).join("of the image"), "image").unwrap();
+    }
+    fs::write(lower.join("dir"), "a file").unwrap();
+    let merged = overlay(&scratch, &lower, &upper);
+    fs::write(merged.join("gone/sub/mine"), "mine").unwrap();
+    let mut pair = Pair::new(vec![Root { view: Some(merged.clone()), ..root(&upper) }], vec![root(&to)]);
+    pair.round(Stage::Live, &[]);
+    let there = overlay_at(&scratch, "there", &lower, &to);
+    pair.target.mounted(0, &there).unwrap();
+    assert_eq!(facts(&there).len(), facts(&merged).len());
+
+    fs::write(merged.join("kept/mine"), "mine").unwrap();
+    fs::rename(merged.join("gone/sub/mine"), merged.join("moved")).unwrap();
+    fs::remove_dir_all(merged.join("gone")).unwrap();
+    fs::remove_dir_all(merged.join("anew")).unwrap();
+    fs::create_dir(merged.join("anew")).unwrap();
+    fs::remove_dir_all(merged.join("file")).unwrap();
+    fs::write(merged.join("file"), "a file").unwrap();
+    fs::remove_file(merged.join("dir")).unwrap();
+    fs::create_dir(merged.join("dir")).unwrap();
+    let link = merged.join("kept/of the image");
+    fs::hard_link(&link, merged.join("link")).unwrap();
+    pair.round(Stage::Last, &[]);
+    pair.finish();
+    assert_same(&merged, &there, "at the end");
+    assert!(there.join("kept/of the image").exists() && !there.join("anew/sub").exists());
 }
