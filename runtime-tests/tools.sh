@@ -5,7 +5,7 @@
 #   deb     debootstrap, to make clean trees with, lintian, and busybox for a container in them
 #   engines Docker, containerd, Podman, and nginx, PostgreSQL, a JVM and Python to run in them
 #   newer-engines  Docker, containerd and Podman of a newer Debian, in a tree of their own
-#   test    Redis, busybox, systemd, runc to compare with, iproute2, nftables, and crit and checkpointctl to read images with
+#   test    Redis, busybox, systemd, runc to compare with, iproute2, nftables, ssh, and crit and checkpointctl to read images with
 #   conformance   Go and the libraries that the OCI validation suite is built with, runc to compare with
 set -eu
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/lmrun-tools
@@ -145,6 +145,8 @@ for group in "$@"; do
         need ip iproute2
         need nft nftables
         need nsenter util-linux
+        need ssh openssh-client
+        need sshd openssh-server
         need newuidmap uidmap
         [ -x /lib/systemd/systemd ] || need systemd systemd
         need dbus-daemon dbus-daemon

@@ -1,18 +1,17 @@
 //! The end that the container goes to.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use super::events::micros;
 use super::handover::Verdict;
 use super::ledger::{self, Arrival, Incoming};
+use super::place::{Place, Records};
 use super::transport::{Channel, Input, Output};
 use super::wire::message::{
-    Accept, Commit, Done, Extent, Findings, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round,
+    Commit, Done, Extent, Findings, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round,
     RoundDone, RoundEnd, Running, TreeEnd,
 };
 use super::wire::{self, Content, Message, PROTOCOL, Reader, Writer};
@@ -20,8 +19,7 @@ use super::{Error, Result, disk, network, preflight, settle};
 use crate::engine::standby::Standby;
 use crate::engine::{ClockOffsets, Peers, Puppet};
 use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
-use crate::runtime::arrival::Arriving;
-use crate::runtime::{self, Process, Store};
+use crate::runtime::{Process, Store};
 use crate::sys::clock;
 
 /// How often the clocks are compared; the quickest answer counts.
@@ -109,9 +107,9 @@ impl Ear {
         // Before one looks for what is in the way.
         settle::sweep(&Incoming::default());
         let config = self.file("config.json")?;
-        let bundle = Place::find(&offer);
-        let mut list = preflight::compare(&offer.host, &preflight::host(&bundle.path), &offer.needs);
-        list.extend(preflight::place(store, &offer.id, &bundle.path, &config));
+        let mut place = Place::find(&offer)?;
+        let mut list = preflight::compare(&offer.host, &preflight::host(place.dir()), &offer.needs);
+        list.extend(place.check(store, &offer, &config)?);
         let refused = list.iter().any(|finding| finding.blocks);
         self.writer.say(&Findings { list })?;
         if refused {
@@ -119,18 +117,19 @@ impl Ear {
             return Ok(());
         }
         let clocks = self.clocks()?;
-        self.writer.say(&Accept { disk: !bundle.has_rootfs() })?;
+        let accept = place.accept()?;
+        self.writer.say(&accept)?;
         if offer.manner.check {
             return Ok(());
         }
         let entry = Undecided::open(store, token, &offer.id)?;
-        let mut bundle = bundle.make(&config)?;
-        if let Some(target) = bundle.target()? {
+        place.make(&accept, &config, &mut self.reader, &mut self.writer)?;
+        if let Some(target) = place.target()? {
             self.disk = Some(target);
             self.disk_round()?;
         }
         let records = Records::make(store, token)?;
-        let (arriving, puppet) = Arriving::begin(store, &offer.id, &bundle.path, clocks)?;
+        let (arriving, puppet) = place.raise(store, clocks, self.disk.as_mut(), &mut self.writer)?;
         (self.id, self.init) = (offer.id.clone(), puppet.pid);
         let standby = self.rounds(&records, puppet)?;
         self.images(&records.dir)?;
@@ -142,20 +141,20 @@ impl Ear {
         self.writer.say(&Ready {})?;
         let _: Commit = self.expect()?;
         let mut parts = Parts::begin();
-        let freezer = arriving.freezer();
+        let freezer = arriving.freezer()?;
         let detached = ready.detach(&*freezer)?;
-        arriving.finish()?;
+        let mut resident = arriving.finish()?;
         parts.end("detach");
         let entry = match entry.decide() {
             Ok(entry) => entry,
             Err(error) => {
-                runtime::delete(store, &offer.id, true)?;
+                resident.remove()?;
                 return Err(error);
             }
         };
         // Its files are its own from now on.
         let files = self.disk.take().map(disk::Target::commit);
-        bundle.keep();
+        resident.keep();
         // From here on it is this one or none: what fails is said, and it runs all the same.
         if let Some(Err(error)) = self.network.as_mut().map(network::Arriving::speak) {
             tracing::warn!(%error, "the container's addresses");
@@ -182,6 +181,7 @@ impl Ear {
         if let Some(files) = files {
             files.sync()?;
         }
+        resident.settle();
         Ok(())
     }
 
@@ -396,105 +396,5 @@ impl Parts {
     fn end(&mut self, name: &str) {
         self.all.push(Part { name: name.into(), micros: micros(self.at.elapsed()) });
         self.at = Instant::now();
-    }
-}
-
-/// Bundles that came with their containers.
-const BUNDLES: &str = "/var/lib/lmrun/bundles";
-
-/// The container's bundle. What was made of it is removed when the value is dropped, unless it is [kept](Place::keep).
-struct Place {
-    path: PathBuf,
-    made: Vec<PathBuf>,
-}
-
-impl Place {
-    /// Where the source wants it, or where it is at the source, if there is one; else where lmrun puts them.
-    fn find(offer: &Offer) -> Place {
-        let wanted = PathBuf::from(OsString::from_vec(offer.bundle.clone().unwrap_or_default()));
-        let path = match wanted.is_dir() {
-            true => wanted,
-            false => Path::new(BUNDLES).join(&offer.id),
-        };
-        Place { path, made: Vec::new() }
-    }
-
-    fn rootfs(&self) -> PathBuf {
-        let config = fs::read(self.path.join("config.json")).ok();
-        let config: Option<serde_json::Value> = config.and_then(|json| serde_json::from_slice(&json).ok());
-        let path = config.as_ref().and_then(|c| c["root"]["path"].as_str()).unwrap_or("rootfs");
-        self.path.join(path)
-    }
-
-    fn has_rootfs(&self) -> bool {
-        let entries = fs::read_dir(self.rootfs()).map(|mut entries| entries.next().is_some());
-        self.path.join("config.json").is_file() && entries.unwrap_or(false)
-    }
-
-    /// Makes what is missing but the root file system's content.
-    fn make(mut self, config: &[u8]) -> Result<Place> {
-        let failed = |path: &Path| {
-            let path = path.display().to_string();
-            move |e: std::io::Error| Error::Other(format!("{path}: {e}"))
-        };
-        if !self.path.is_dir() {
-            fs::create_dir_all(&self.path).map_err(failed(&self.path))?;
-            self.made.push(self.path.clone());
-        }
-        let file = self.path.join("config.json");
-        if !file.is_file() {
-            let mut config: serde_json::Value =
-                serde_json::from_slice(config).map_err(|e| Error::Other(format!("the source's config.json: {e}")))?;
-            config["root"]["path"] = "rootfs".into();
-            self.made.push(file.clone());
-            fs::write(&file, config.to_string()).map_err(failed(&file))?;
-        }
-        Ok(self)
-    }
-
-    /// None: the root file system is there.
-    fn target(&self) -> Result<Option<disk::Target>> {
-        if self.has_rootfs() {
-            return Ok(None);
-        }
-        let root = disk::Root { name: "rootfs".into(), path: self.rootfs(), view: None, inside: "/".into() };
-        Ok(Some(disk::Target::create(vec![root])?))
-    }
-
-    fn keep(&mut self) {
-        self.made.clear();
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for path in self.made.iter().rev() {
-            let _ = if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) };
-        }
-    }
-}
-
-/// A directory for the records of a round, which goes with the value.
-struct Records {
-    dir: PathBuf,
-}
-
-impl Records {
-    fn make(store: &Store, token: &str) -> Result<Records> {
-        let dir = ledger::records(store.root(), token);
-        fs::create_dir_all(&dir).map_err(|e| Error::Other(format!("{}: {e}", dir.display())))?;
-        Ok(Records { dir })
-    }
-
-    fn empty(&self) -> Result<()> {
-        fs::remove_dir_all(&self.dir)
-            .and_then(|()| fs::create_dir(&self.dir))
-            .map_err(|e| Error::Other(format!("{}: {e}", self.dir.display())))
-    }
-}
-
-impl Drop for Records {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }

@@ -14,11 +14,13 @@ mod network;
 pub mod options;
 mod outlet;
 pub mod pairing;
+mod place;
 pub mod preflight;
 pub mod report;
 pub mod settle;
 pub mod source;
 pub mod stop;
+mod subject;
 pub mod transport;
 pub mod wire;
 
@@ -46,6 +48,8 @@ pub enum Error {
     Disk(#[from] disk::Error),
     #[error(transparent)]
     Network(#[from] address::Error),
+    #[error(transparent)]
+    Owner(#[from] engines::Error),
     /// The checks found what blocks.
     #[error("{}", blocking(.0))]
     Refused(Vec<Finding>),

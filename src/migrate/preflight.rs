@@ -398,13 +398,7 @@ pub fn place(store: &Store, id: &str, bundle: &Path, config: &[u8]) -> Vec<Findi
     all.add(store.load(id).is_ok(), here, id, || {
         ("there is a container of this name".to_owned(), "delete it there first")
     });
-    let spec: Spec = match serde_json::from_slice(config) {
-        Ok(spec) => spec,
-        Err(error) => {
-            all.add(true, "container", "config.json", || (format!("cannot be read: {error}"), "mend it"));
-            return all.0;
-        }
-    };
+    let Some(spec) = all.spec(config) else { return all.0 };
     let missing = |all: &mut Findings, what: &str, path: &Path, remedy: &'static str| {
         all.add(!path.exists(), here, what, || (format!("{} is not there", path.display()), remedy));
     };
@@ -423,25 +417,51 @@ pub fn place(store: &Store, id: &str, bundle: &Path, config: &[u8]) -> Vec<Findi
             missing(&mut all, &what, path, "make it there, under the same path");
         }
     }
-    // A device that is a number is made; what it stands for must be there.
-    for device in linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten() {
-        let (major, minor, path) = (device.major(), device.minor(), device.path());
-        let kind = if device.typ().as_str() == "b" { "block" } else { "char" };
-        let known = PathBuf::from(format!("/sys/dev/{kind}/{major}:{minor}"));
-        // Not all drivers say so there; /dev does as well.
-        let there = known.exists() || path.exists() || !matches!(device.typ().as_str(), "b" | "c" | "u");
-        all.add(!there, here, "device", || {
-            (format!("{} ({kind} {major}:{minor}) is not there", path.display()), "load its driver there")
-        });
-    }
-    if let Some(profile) = spec.process().as_ref().and_then(|process| process.apparmor_profile().as_ref()) {
-        let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
-        let there = profile == "unconfined" || loaded.lines().any(|line| line.split(" (").next() == Some(profile));
-        all.add(!there, here, "apparmor", || {
-            (format!("profile {profile} is not loaded"), "load it there (apparmor_parser -r)")
-        });
+    all.kernel(&spec);
+    all.0
+}
+
+/// As [`place`], for a container whose mounts and namespaces are an engine's affair.
+pub fn kernel(config: &[u8]) -> Vec<Finding> {
+    let mut all = Findings(Vec::new());
+    if let Some(spec) = all.spec(config) {
+        all.kernel(&spec);
     }
     all.0
+}
+
+impl Findings {
+    fn spec(&mut self, config: &[u8]) -> Option<Spec> {
+        serde_json::from_slice(config)
+            .map_err(|error| {
+                self.add(true, "container", "config.json", || (format!("cannot be read: {error}"), "mend it"));
+            })
+            .ok()
+    }
+
+    /// What the container wants of the kernel and its drivers.
+    fn kernel(&mut self, spec: &Spec) {
+        let (all, here) = (self, "destination");
+        let linux = spec.linux().as_ref();
+        // A device that is a number is made; what it stands for must be there.
+        for device in linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten() {
+            let (major, minor, path) = (device.major(), device.minor(), device.path());
+            let kind = if device.typ().as_str() == "b" { "block" } else { "char" };
+            let known = PathBuf::from(format!("/sys/dev/{kind}/{major}:{minor}"));
+            // Not all drivers say so there; /dev does as well.
+            let there = known.exists() || path.exists() || !matches!(device.typ().as_str(), "b" | "c" | "u");
+            all.add(!there, here, "device", || {
+                (format!("{} ({kind} {major}:{minor}) is not there", path.display()), "load its driver there")
+            });
+        }
+        if let Some(profile) = spec.process().as_ref().and_then(|process| process.apparmor_profile().as_ref()) {
+            let loaded = fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+            let there = profile == "unconfined" || loaded.lines().any(|line| line.split(" (").next() == Some(profile));
+            all.add(!there, here, "apparmor", || {
+                (format!("profile {profile} is not loaded"), "load it there (apparmor_parser -r)")
+            });
+        }
+    }
 }
 
 #[cfg(test)]

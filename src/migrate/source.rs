@@ -7,20 +7,18 @@
 
 use std::time::{Duration, Instant};
 
-use super::disk::Root;
 use super::events::{self, Event, Phase, Summary, micros};
 use super::handover::Verdict;
 use super::ledger::{self, Note};
 use super::outlet::Mouth;
+use super::subject::Subject;
 use super::transport::{self, Channel, Link, Output};
 use super::wire::message::{
-    Accept, Commit, Done, Findings, Hello, Lack, Offer, Part, Ping, Pong, Ready, Refuse, Round, RoundDone, RoundEnd,
-    Running,
+    Accept, Commit, Done, Findings, Hello, Lack, Part, Ping, Pong, Ready, Refuse, Round, RoundDone, RoundEnd, Running,
 };
 use super::wire::{self, Message, PROTOCOL, Reader};
 use super::{
-    Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, interrupt, network, preflight,
-    settle, stop,
+    Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, interrupt, network, settle, stop,
 };
 use crate::engine::departure::{Departure, Held};
 use crate::image::pages::{PagesOf, Span};
@@ -42,13 +40,9 @@ pub fn run(
     options: &Options,
     observer: Observer<'_>,
 ) -> std::result::Result<Outcome, Failed> {
-    let Container::Lmrun(id) = container else {
-        let error = Error::Other(format!("containers of engines cannot be moved yet: {container}"));
-        return Err(Failed::untouched(error));
-    };
     let begun = Instant::now();
     settle::sweep(&ledger::Incoming::default());
-    let leaving = Leaving::begin(store, id).map_err(Failed::untouched)?;
+    let mut subject = Subject::find(store, container).map_err(Failed::untouched)?;
     let token = ledger::token().map_err(Failed::untouched)?;
     observer(Event::Start {
         container: container.to_string(),
@@ -60,24 +54,22 @@ pub fn run(
     let pace = options.bandwidth.map(transport::Pace::new);
     let channel = transport::connect(destination, &[], pace).map_err(Failed::untouched)?;
     let mut session = Session::open(channel, &token, options, observer).map_err(Failed::untouched)?;
-    let mut departure = leaving.depart().map_err(Failed::untouched)?;
+    let mut departure = subject.leaving.depart().map_err(Failed::untouched)?;
     departure.verify().map_err(|e| session.running(e.into()))?;
-    let disk = session.verify(&leaving, options).map_err(|e| session.untouched(e))?;
+    let accept = session.verify(&subject, options).map_err(|e| session.untouched(e))?;
     if options.check {
         return Ok(Outcome::Checked);
     }
-    if disk {
-        session.send_disk(&leaving).map_err(|e| session.untouched(e))?;
-    }
-    session.send_addresses(&leaving).map_err(|e| session.untouched(e))?;
+    session.prepare(&mut subject, &accept).map_err(|e| session.untouched(e))?;
+    session.send_addresses(&subject.leaving).map_err(|e| session.untouched(e))?;
     let mut missing = Vec::new();
     if !options.offline {
         session.pre_copy(&mut departure, &mut missing, options).map_err(|e| session.running(e))?;
     }
-    let held = session.freeze(&mut departure, &leaving, &missing).map_err(|e| session.running(e))?;
-    let summary = session.hand_over(held, &leaving, destination, options)?;
+    let held = session.freeze(&mut departure, &subject.leaving, &missing).map_err(|e| session.running(e))?;
+    let summary = session.hand_over(held, &mut subject, destination, options)?;
     drop(departure);
-    leaving
+    subject
         .remove()
         .map_err(|error| {
             observer(Event::Warning { text: format!("cannot clean up: {error}") });
@@ -160,25 +152,15 @@ impl<'a> Session<'a> {
         let _ = self.mouth.say(&super::wire::message::Abort { reason: error.to_string() });
     }
 
-    /// Offers the container and answers what the destination asks until it accepts. True: it lacks the root file system.
-    fn verify(&mut self, leaving: &Leaving, options: &Options) -> Result<bool> {
+    /// Offers the container and answers what the destination asks until it accepts.
+    fn verify(&mut self, subject: &Subject, options: &Options) -> Result<Accept> {
         (self.observer)(Event::Phase { phase: Phase::Verify });
-        let state = leaving.state();
-        let offer = Offer {
-            id: state.id.clone(),
-            bundle: Some(options.bundle.as_deref().unwrap_or(&state.bundle).as_os_str().as_encoded_bytes().to_vec()),
-            annotations: state.annotations.clone().into_iter().collect(),
-            manner: options.manner(),
-            engine: String::new(),
-            images: vec!["config.json".into()],
-            host: Box::new(preflight::host(&state.bundle)),
-            needs: preflight::needs(&leaving.pids()?, options.post_copy, !options.offline),
-        };
-        self.mouth.say(&offer)?;
+        let leaving = &subject.leaving;
+        self.mouth.say(&subject.offer(options)?)?;
         self.mouth.writer().send_image("config.json", &leaving.config()?)?;
         self.mouth.writer().flush()?;
         let mut found = Vec::new();
-        let disk = loop {
+        let accept = loop {
             match self.reader.recv() {
                 Ok(Message::Ping(Ping { sent })) => {
                     let (monotonic, boottime) = leaving.clocks();
@@ -190,7 +172,7 @@ impl<'a> Session<'a> {
                     list.iter().for_each(|f| (self.observer)(f.into()));
                     found.extend(list);
                 }
-                Ok(Message::Accept(Accept { disk })) => break disk,
+                Ok(Message::Accept(accept)) => break accept,
                 Ok(Message::Refuse(_)) if found.iter().any(|f| f.blocks) => return Err(Error::Refused(found)),
                 Ok(Message::Refuse(Refuse { reason })) => return Err(Error::Other(reason)),
                 Ok(other) => {
@@ -200,16 +182,34 @@ impl<'a> Session<'a> {
             }
         };
         (self.observer)(Event::Verified { blocks: 0, warns: found.len() as u32 });
-        Ok(disk)
+        Ok(accept)
     }
 
-    /// The first copy of the root file system.
-    fn send_disk(&mut self, leaving: &Leaving) -> Result<()> {
+    /// All that is sent before memory: an image, the first copy of file systems.
+    fn prepare(&mut self, subject: &mut Subject, accept: &Accept) -> Result<()> {
         (self.observer)(Event::Phase { phase: Phase::Prepare });
-        let rootfs = &leaving.state().rootfs;
-        let root = Root { name: "rootfs".into(), path: rootfs.clone(), view: None, inside: "/".into() };
-        self.mouth.send_disk(vec![root])?;
-        Ok(self.mouth.writer().flush()?)
+        if subject.has_engine() {
+            if let Some(known) = accept.known_layers {
+                subject.send_image(known as usize, self.mouth.writer())?;
+            }
+            self.await_engine()?;
+        }
+        if accept.disk {
+            self.mouth.send_disk(subject.roots(&accept.volumes)?)?;
+            self.mouth.writer().flush()?;
+        }
+        if subject.has_engine() {
+            self.await_engine()?;
+        }
+        Ok(())
+    }
+
+    /// Until the destination's engine has done its part.
+    fn await_engine(&mut self) -> Result<()> {
+        match self.reader.recv() {
+            Ok(message) => Ok(message.expect_engine().map(drop)?),
+            Err(e) => Err(self.link.explain(e)),
+        }
     }
 
     /// The addresses that move with the container.
@@ -336,13 +336,14 @@ impl<'a> Session<'a> {
     fn hand_over(
         &mut self,
         standing: Standing,
-        leaving: &Leaving,
+        subject: &mut Subject,
         destination: &Destination,
         options: &Options,
     ) -> std::result::Result<Summary, Failed> {
         (self.observer)(Event::Phase { phase: Phase::Handover });
         interrupt::refuse();
         let Standing { mut held, mut parts } = standing;
+        let leaving = &subject.leaving;
         let freezer = leaving.freezer();
         let id = leaving.state().id.clone();
         let note = Note {
@@ -391,7 +392,7 @@ impl<'a> Session<'a> {
         let frozen = sent.frozen;
         let moved = Event::Phase { phase: Phase::Cleanup };
         (self.observer)(moved);
-        if let Err(error) = held.end() {
+        if let Err(error) = subject.end(held, options.keep_source) {
             (self.observer)(Event::Warning { text: format!("cannot end the container here: {error}") });
         }
         // Whatever has come meanwhile.

@@ -21,9 +21,10 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
-use super::state::{validate_id, write_whole};
+use super::cgroup::Cgroup;
+use super::state::{Store, validate_id, write_whole};
 use super::{Error, Result, streams};
-use crate::engine::{ClockOffsets, Puppet};
+use crate::engine::{ClockOffsets, Freezer, Puppet};
 use crate::sys::fdpass;
 
 const STANDBYS: &str = "/run/lmrun-standby";
@@ -191,6 +192,13 @@ impl Arrived {
     /// `NotFound` for a stream that it had there and has not here.
     pub fn external(&self, images: &Path) -> Result<Vec<(String, OwnedFd)>> {
         streams::replaced(images, &|number| self.stream(number))
+    }
+
+    /// The freezer of the container's cgroup, which holds it still without anybody.
+    pub fn freezer(&self) -> Result<Box<dyn Freezer>> {
+        let root = self.dir.parent().unwrap_or(Path::new("/"));
+        let id = self.dir.file_name().unwrap_or_default().to_string_lossy();
+        Ok(Box::new(Cgroup::at(&Store::new(root).load(&id)?.cgroup)))
     }
 
     /// Whether `start` still waits: when it does not, the engine has given the container up.

@@ -16,6 +16,9 @@ use crate::needs;
 
 mod configuration;
 mod images;
+mod pair;
+
+pub use pair::Pair;
 
 /// No command of an engine takes this long unless it hangs.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -8,14 +8,14 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, close, dup2_stdin, dup2_stdout, setsid};
+use nix::unistd::{Pid, dup2_stdin, dup2_stdout, setsid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,7 +24,7 @@ use super::{Description, Engine, Error, Image, Note, Prepared, Result, open};
 use crate::migrate::options::{Container, Malformed};
 use crate::runtime::chain;
 use crate::sys::pidfd::PidFd;
-use crate::sys::{fdpass, fork, proc};
+use crate::sys::{fdpass, fds, fork, proc};
 
 /// Longest message, in bytes: an inspected container has some ten thousand.
 const LONGEST: usize = 16 << 20;
@@ -41,6 +41,7 @@ enum Request {
     KnownLayers { container: String, image: Image },
     Export { container: String, image: Image, known: usize },
     Import { container: String, image: Image },
+    MissingVolumes(Box<Description>),
     Check(Box<Description>),
     Prepare(Box<Description>),
     Start,
@@ -62,16 +63,16 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Forks. To be called early: of what is open, the process keeps copies for as long as it lives.
+    /// Forks. To be called early, while there is one thread.
     ///
     /// # Errors
     /// What the kernel says.
     pub fn spawn() -> Result<Agent> {
         let (ours, its) = UnixStream::pair().map_err(Error::Agent)?;
-        let masters = ours.as_raw_fd();
         let process = fork::child(move || {
-            // Its copy, without which it would never see the other end closed.
-            let closed = close(masters).map_err(io::Error::from);
+            // Its copies: of the other end, without which it would never see that closed, and of all that others wait for
+            // the end of.
+            let closed = fds::close_from_except(3, &[its.as_fd()]).map_err(io::Error::from);
             i32::from(closed.and_then(|()| serve(its)).is_err())
         });
         Ok(Agent { socket: Some(ours), process: process.map_err(Error::Agent)? })
@@ -108,6 +109,11 @@ impl Agent {
         self.receive()
     }
 
+    /// See [`Engine::missing_volumes`].
+    pub fn missing_volumes(&mut self, wanted: &Description) -> Result<Vec<String>> {
+        self.ask(&Request::MissingVolumes(Box::new(wanted.clone())))
+    }
+
     /// See [`Engine::check`].
     pub fn check(&mut self, wanted: &Description) -> Result<Vec<Note>> {
         self.ask(&Request::Check(Box::new(wanted.clone())))
@@ -115,7 +121,18 @@ impl Agent {
 
     /// See [`Engine::prepare`].
     pub fn prepare(&mut self, wanted: &Description) -> Result<Prepared> {
-        self.ask(&Request::Prepare(Box::new(wanted.clone())))
+        self.begin_prepare(wanted)?;
+        self.prepared()
+    }
+
+    /// The first half of [`Agent::prepare`].
+    pub fn begin_prepare(&mut self, wanted: &Description) -> Result<()> {
+        self.send(&Request::Prepare(Box::new(wanted.clone())), None)
+    }
+
+    /// The second half of [`Agent::prepare`].
+    pub fn prepared(&mut self) -> Result<Prepared> {
+        self.receive()
     }
 
     /// Begins to start what was prepared: the engine is busy with it until the container is released.
@@ -129,7 +146,7 @@ impl Agent {
         self.receive()
     }
 
-    /// Removes what was prepared.
+    /// Removes what was prepared, or started last.
     pub fn discard(&mut self) -> Result<()> {
         self.ask(&Request::Discard)
     }
@@ -250,7 +267,7 @@ fn serve(mut socket: UnixStream) -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
-    let mut desk = Desk { open: &open, prepared: None };
+    let mut desk = Desk { open: &open, prepared: None, started: None };
     while let Ok(Some((request, with))) = read(&mut socket) {
         let answer = match desk.answer(request, with) {
             Ok(value) => Answer::Done(value),
@@ -271,6 +288,8 @@ struct Desk<'a> {
     open: Opener<'a>,
     /// What is made and does not run.
     prepared: Option<(Description, Prepared)>,
+    /// What runs, for all that the engine knows: it stays when the master goes.
+    started: Option<(Description, Prepared)>,
 }
 
 impl Desk<'_> {
@@ -290,6 +309,7 @@ impl Desk<'_> {
                 value(&self.engine(&container)?.export(&image, known, &mut pipe?)?)
             }
             Request::Import { container, image } => value(&self.engine(&container)?.import(&image, &mut pipe?)?),
+            Request::MissingVolumes(wanted) => value(&self.engine(&wanted.container)?.missing_volumes(&wanted)?),
             Request::Check(wanted) => value(&self.engine(&wanted.container)?.check(&wanted)?),
             Request::Prepare(wanted) => {
                 let prepared = self.engine(&wanted.container)?.prepare(&wanted)?;
@@ -299,10 +319,13 @@ impl Desk<'_> {
             Request::Start => {
                 let (wanted, prepared) = self.prepared.as_ref().ok_or_else(nothing)?;
                 let notes = self.engine(&wanted.container)?.start(wanted, prepared)?;
-                self.prepared = None;
+                self.started = self.prepared.take();
                 value(&notes)
             }
-            Request::Discard => value(&self.discard()?),
+            Request::Discard => {
+                self.prepared = self.prepared.take().or(self.started.take());
+                value(&self.discard()?)
+            }
             Request::Retire { left, keep } => value(&self.engine(&left.container)?.retire(&left, keep)?),
         }
     }
@@ -363,6 +386,9 @@ mod tests {
         fn import(&self, _: &Image, _: &mut dyn Read) -> Result<()> {
             Ok(())
         }
+        fn missing_volumes(&self, _: &Description) -> Result<Vec<String>> {
+            Ok(Vec::new())
+        }
         fn check(&self, _: &Description) -> Result<Vec<Note>> {
             Ok(Vec::new())
         }
@@ -399,7 +425,7 @@ mod tests {
         {
             let clerk = Clerk::default();
             let open = |_: &Container| -> Result<Box<dyn Engine>> { Ok(Box::new(clerk.clone())) };
-            let mut desk = Desk { open: &open, prepared: None };
+            let mut desk = Desk { open: &open, prepared: None, started: None };
             desk.answer(Request::Prepare(description(name)), None).unwrap();
             assert_eq!(desk.answer(Request::Start, None).is_ok(), name == "good");
             desk.close();
@@ -411,19 +437,26 @@ mod tests {
     fn nothing_is_discarded_twice() {
         let clerk = Clerk::default();
         let open = |_: &Container| -> Result<Box<dyn Engine>> { Ok(Box::new(clerk.clone())) };
-        let mut desk = Desk { open: &open, prepared: None };
+        let mut desk = Desk { open: &open, prepared: None, started: None };
         assert!(desk.answer(Request::Start, None).is_err());
         desk.answer(Request::Prepare(description("web")), None).unwrap();
         desk.answer(Request::Discard, None).unwrap();
         desk.close();
         assert_eq!(*clerk.0.borrow(), ["prepare", "discard new"]);
+        // One that runs goes if that is what is asked for, and not by itself.
+        desk.answer(Request::Prepare(description("web")), None).unwrap();
+        desk.answer(Request::Start, None).unwrap();
+        desk.close();
+        desk.answer(Request::Discard, None).unwrap();
+        desk.answer(Request::Discard, None).unwrap();
+        assert_eq!(clerk.0.borrow()[2..], ["prepare", "start new", "discard new"]);
     }
 
     #[test]
     fn an_archive_goes_into_the_pipe_that_comes_along() {
         let clerk = Clerk::default();
         let open = |_: &Container| -> Result<Box<dyn Engine>> { Ok(Box::new(clerk.clone())) };
-        let mut desk = Desk { open: &open, prepared: None };
+        let mut desk = Desk { open: &open, prepared: None, started: None };
         let (mut ours, mut its) = UnixStream::pair().unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
         let wanted = description("web");

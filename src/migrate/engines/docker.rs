@@ -15,6 +15,8 @@ const NAME: &str = "Docker";
 const SOCKET: &str = "/var/run/docker.sock";
 /// The newest version of the API whose words are used here: the first in which an endpoint has a MAC address.
 const NEWEST: (u32, u32) = (1, 44);
+/// The storage driver whose containers have a directory of their changes.
+const OVERLAY: &str = "overlay2";
 const TAR: &str = "application/x-tar";
 
 pub struct Docker {
@@ -59,17 +61,6 @@ impl Docker {
         found(self.server.get(&format!("/volumes/{}", escaped(name))))
     }
 
-    /// What the runtime is called here that `wanted` calls so; none: lmrun is not among the runtimes.
-    fn runtime(&self, wanted: &str) -> Result<Option<String>> {
-        let info = self.server.get("/info").map_err(told)?;
-        let runtimes = info["Runtimes"].as_object().cloned().unwrap_or_default();
-        let is_lmrun = |about: &Value| Path::new(text(about, "/path")).file_name().is_some_and(|name| name == "lmrun");
-        if runtimes.get(wanted).is_some_and(is_lmrun) {
-            return Ok(Some(wanted.to_owned()));
-        }
-        Ok(runtimes.into_iter().find(|(_, about)| is_lmrun(about)).map(|(name, _)| name))
-    }
-
     /// The image's name here: the same reference if that means the same image.
     fn reference<'a>(&self, image: &'a Image) -> Result<&'a str> {
         let same = self.image(&image.reference)?.is_some_and(|here| here["Id"] == *image.id);
@@ -95,7 +86,8 @@ impl Docker {
         }
         let mut body = wanted.create.clone();
         body["Image"] = self.reference(&wanted.image)?.into();
-        if let Some(runtime) = self.runtime(text(&body, "/HostConfig/Runtime"))? {
+        let info = self.server.get("/info").map_err(told)?;
+        if let Some(runtime) = runtime(&info, text(&body, "/HostConfig/Runtime")) {
             body["HostConfig"]["Runtime"] = runtime.into();
         }
         let mut networks = wanted.networks.iter();
@@ -105,6 +97,7 @@ impl Docker {
         let made = self.server.post(&format!("/containers/create?name={}", escaped(&wanted.name)), Some(&body));
         prepared.id = text(&made.map_err(told)?, "/Id").to_owned();
         prepared.bundle = PathBuf::from(&prepared.id);
+        prepared.upper = text(&self.inspect(&prepared.id)?, "/GraphDriver/Data/UpperDir").into();
         for network in networks {
             let body = json!({"Container": prepared.id, "EndpointConfig": self.endpoint(network)});
             self.server.post(&format!("/networks/{}/connect", escaped(&network.name)), Some(&body)).map_err(told)?;
@@ -226,10 +219,21 @@ impl Engine for Docker {
             volumes.extend(inspect::volume(mount, about.as_ref()));
         }
         let name = text(&inspect, "/Name").trim_start_matches('/').to_owned();
+        let rootfs = rootfs(&inspect, &place, &id)?;
+        let mut notes = inspect::notes(&inspect);
+        if rootfs.upper.is_none() {
+            let driver = text(&inspect, "/GraphDriver/Name");
+            notes.push(Note {
+                what: format!("Docker's storage driver {driver} keeps no directory of what the container has changed"),
+                place: "source".into(),
+                remedy: "use overlay2".into(),
+                blocks: true,
+            });
+        }
         Ok(Description {
             container: Container::Docker(name.clone()).to_string(),
             name,
-            rootfs: rootfs(&inspect, &place, &id)?,
+            rootfs,
             image: Image {
                 reference: text(&inspect, "/Config/Image").to_owned(),
                 id: text(&image, "/Id").to_owned(),
@@ -242,7 +246,7 @@ impl Engine for Docker {
             volumes,
             create: inspect::create(&inspect),
             restart: inspect["HostConfig"]["RestartPolicy"].clone(),
-            notes: inspect::notes(&inspect),
+            notes,
         })
     }
 
@@ -291,6 +295,16 @@ impl Engine for Docker {
         Ok(())
     }
 
+    fn missing_volumes(&self, wanted: &Description) -> Result<Vec<String>> {
+        let mut missing = Vec::new();
+        for name in wanted.volumes.iter().filter_map(|volume| volume.name.as_ref()) {
+            if self.volume(name)?.is_none() {
+                missing.push(name.clone());
+            }
+        }
+        Ok(missing)
+    }
+
     fn check(&self, wanted: &Description) -> Result<Vec<Note>> {
         let mut notes = wanted.notes.clone();
         let mut note = |blocks, what: String, remedy: &str| {
@@ -301,8 +315,15 @@ impl Engine for Docker {
             Err(Error::NoContainer { .. }) => {}
             Err(e) => return Err(e),
         }
-        if self.runtime(text(&wanted.create, "/HostConfig/Runtime"))?.is_none() {
+        let info = self.server.get("/info").map_err(told)?;
+        if runtime(&info, text(&wanted.create, "/HostConfig/Runtime")).is_none() {
             note(true, "Docker knows of no runtime lmrun".into(), "contrib/docker/enable.sh");
+        }
+        let driver = text(&info, "/Driver");
+        if driver != OVERLAY {
+            let what =
+                format!("Docker's storage driver is {driver}, which keeps no directory of what a container changes");
+            note(true, what, "use overlay2 there");
         }
         if let Some(here) = self.image(&wanted.image.reference)?
             && here["Id"] != *wanted.image.id
@@ -411,6 +432,16 @@ fn found(answer: http::Result<Value>) -> Result<Option<Value>> {
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(told(e)),
     }
+}
+
+/// What the runtime is called here that `wanted` calls so; none: lmrun is not among the runtimes.
+fn runtime(info: &Value, wanted: &str) -> Option<String> {
+    let runtimes = info["Runtimes"].as_object()?;
+    let is_lmrun = |about: &Value| Path::new(text(about, "/path")).file_name().is_some_and(|name| name == "lmrun");
+    if runtimes.get(wanted).is_some_and(is_lmrun) {
+        return Some(wanted.to_owned());
+    }
+    runtimes.iter().find(|(_, about)| is_lmrun(about)).map(|(name, _)| name.clone())
 }
 
 fn api_version(text: &str) -> Option<(u32, u32)> {

@@ -132,6 +132,14 @@ pub struct Volume {
     pub target: PathBuf,
 }
 
+impl Volume {
+    /// Whether what is in it is this host's alone: neither a directory that is bound, nor another's storage.
+    pub fn is_local(&self) -> bool {
+        let options = self.create["DriverOpts"].as_object().is_some_and(|options| !options.is_empty());
+        self.name.is_some() && self.create["Driver"] == "local" && !options
+    }
+}
+
 /// A [`Finding`] that can be sent along.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
@@ -158,6 +166,8 @@ pub struct Prepared {
     pub networks: Vec<String>,
     /// Made here, with where they are.
     pub volumes: Vec<(String, PathBuf)>,
+    /// The directory of an overlay that is not mounted yet, for what the container has changed.
+    pub upper: PathBuf,
 }
 
 /// What an engine is asked for. All of it may take as long as the engine takes.
@@ -173,6 +183,9 @@ pub trait Engine {
 
     /// Takes such an archive.
     fn import(&self, image: &Image, from: &mut dyn Read) -> Result<()>;
+
+    /// Those of its volumes that are not here, by name.
+    fn missing_volumes(&self, wanted: &Description) -> Result<Vec<String>>;
 
     /// What stands in the way of a container like it here, and what will be different.
     fn check(&self, wanted: &Description) -> Result<Vec<Note>>;

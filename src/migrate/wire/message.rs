@@ -47,7 +47,7 @@ pub struct Offer {
     pub annotations: BTreeMap<String, String>,
     #[prost(message, required, tag = "4")]
     pub manner: Manner,
-    /// `docker`, `podman`, `containerd`; empty: lmrun alone.
+    /// What the container is to its engine, which the destination's engine understands; empty: lmrun alone.
     #[prost(string, tag = "5")]
     pub engine: String,
     /// Names of the images that follow.
@@ -102,11 +102,17 @@ pub struct Finding {
 }
 
 /// The destination is ready to receive.
-#[derive(Clone, Copy, PartialEq, Eq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, ::prost::Message)]
 pub struct Accept {
     /// It has no root file system for the container: it is to be sent.
     #[prost(bool, tag = "1")]
     pub disk: bool,
+    /// Its engine lacks the image, but for so many layers counted from the lowest: it is to be sent before all else.
+    #[prost(uint32, optional, tag = "2")]
+    pub known_layers: Option<u32>,
+    /// Volumes of the engine that are to be sent with the root file system, in this order.
+    #[prost(string, repeated, tag = "3")]
+    pub volumes: Vec<String>,
 }
 
 /// The destination will not have it; the findings before say why.
@@ -463,6 +469,18 @@ messages! {
 }
 
 impl Message {
+    /// What the other end's engine says, which is due.
+    ///
+    /// # Errors
+    /// As for [`Message::expect`].
+    pub fn expect_engine(self) -> Result<Vec<u8>> {
+        match self {
+            Message::Engine(bytes) => Ok(bytes),
+            Message::Abort(Abort { reason }) => Err(Error::Aborted { reason }),
+            other => Err(Error::OutOfPhase { found: other.name(), expected: "Engine" }),
+        }
+    }
+
     /// The message that is due.
     ///
     /// # Errors
