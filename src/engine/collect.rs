@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use libc::{c_int, pid_t};
 
 use super::freeze::{Frozen, Task};
+use super::mappings::Mappings;
 use super::res::fd::{self, Collected, FdFacts, ghost, lock, pipe, tty, unix};
 use super::res::mm;
 use super::res::task::{creds, regs, sched, seccomp, signals, thread, timers};
@@ -199,7 +200,7 @@ impl Collection {
 }
 
 /// Reads everything but pages and the queues of TCP connections.
-pub fn collect(frozen: &Frozen, subject: &Subject, depth: Depth) -> Result<Collection> {
+pub fn collect(frozen: &Frozen, subject: &Subject, mappings: &mut Mappings, depth: Depth) -> Result<Collection> {
     checks::namespaces(frozen)?;
     checks::sharing(frozen)?;
     checks::strangers(frozen)?;
@@ -218,7 +219,7 @@ pub fn collect(frozen: &Frozen, subject: &Subject, depth: Depth) -> Result<Colle
             processes.push(zombie(task, entry)?);
             continue;
         }
-        let (process, host) = process(task, entry, index as u32 + 1, &mut files, &mut seccomp)?;
+        let (process, host) = process(task, entry, index as u32 + 1, mappings, &mut files, &mut seccomp)?;
         processes.push(process);
         hosts.push(host);
     }
@@ -344,13 +345,14 @@ fn process(
     task: &Task,
     mut entry: PstreeEntry,
     number: u32,
+    mappings: &mut Mappings,
     files: &mut Files,
     filters: &mut SeccompEntry,
 ) -> Result<(Process, Host)> {
     let pid = task.pid;
     let io = |e| Error::proc(pid, e);
     let memory = Memory::open(pid).map_err(io)?;
-    let vmas = proc::smaps(pid).map_err(io)?;
+    let vmas = mappings.read(pid).map_err(io)?;
     let shared_pending = signals::collect_pending(pid, true)?;
     let mut known = Vec::new();
     for t in &task.threads {

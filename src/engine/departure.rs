@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::collect::{Collection, Depth, Host, collect};
 use super::dump::write_tmpfs;
 use super::freeze::Frozen;
+use super::mappings::Mappings;
 use super::memory::{Round as Scan, Running, Shmem, is_untracked, runs};
 use super::network::{Bracket, Watch};
 use super::plan::is_file_mapping;
@@ -96,6 +97,7 @@ pub struct Departure {
     session: Session,
     /// Digests of the pages of shared memory objects that the other side has.
     shared: HashMap<PagesOf, BTreeMap<u64, u128>>,
+    mappings: Mappings,
     rounds: u32,
 }
 
@@ -104,14 +106,27 @@ impl Departure {
     pub fn begin(subject: Subject) -> Result<Departure> {
         // What an earlier pre-dump has noted does not count here.
         drop(Session::take(&subject)?);
-        Ok(Departure { subject, session: Session::default(), shared: HashMap::new(), rounds: 0 })
+        let (session, mappings) = (Session::default(), Mappings::open());
+        let mut departure = Departure { subject, session, shared: HashMap::new(), mappings, rounds: 0 };
+        departure.learn()?;
+        Ok(departure)
+    }
+
+    /// While it runs: what would take time in the freeze.
+    fn learn(&mut self) -> Result<()> {
+        let init = self.subject.init;
+        for pid in proc::cgroup_members(init).map_err(|e| Error::proc(init, e))? {
+            // One that ends meanwhile is nobody's concern.
+            let _ = self.mappings.learn(pid);
+        }
+        Ok(())
     }
 
     /// Stops the container for a moment and looks whether it has anything that cannot be carried.
-    pub fn verify(&self) -> Result<()> {
+    pub fn verify(&mut self) -> Result<()> {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
-        collect(&frozen, &self.subject, Depth::Kinds).map(drop)
+        collect(&frozen, &self.subject, &mut self.mappings, Depth::Kinds).map(drop)
     }
 
     /// A place for records on their way, which goes with the value.
@@ -135,6 +150,7 @@ impl Departure {
         drop(writer);
         self.rounds += 1;
         self.send_memory(&all, &ghosts, Scan::Track, missing, &mut sent, out)?;
+        self.learn()?;
         sent.took = started.elapsed();
         Ok(sent)
     }
@@ -144,7 +160,7 @@ impl Departure {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
         let at = Instant::now();
-        let mut all = collect(&frozen, &self.subject, Depth::Memory)?;
+        let mut all = collect(&frozen, &self.subject, &mut self.mappings, Depth::Memory)?;
         for task in frozen.tasks.iter().filter(|t| !t.is_zombie()) {
             let memory = Memory::open(task.pid).map_err(|e| Error::proc(task.pid, e))?;
             let vmas = proc::maps(task.pid).map_err(|e| Error::proc(task.pid, e))?;
@@ -188,11 +204,11 @@ impl Departure {
         Ok(Stopped { departure: self, all, frozen, watch, writer, sent })
     }
 
-    fn try_stop(&self) -> Result<(Frozen<'static>, Collection, Duration)> {
+    fn try_stop(&mut self) -> Result<(Frozen<'static>, Collection, Duration)> {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
         let at = Instant::now();
-        let all = collect(&frozen, &self.subject, Depth::Whole { keep_established: true })?;
+        let all = collect(&frozen, &self.subject, &mut self.mappings, Depth::Whole { keep_established: true })?;
         Ok((frozen, all, at.elapsed()))
     }
 
@@ -272,11 +288,12 @@ impl Departure {
         let uffd = self.session.of(host.pid);
         let mut all = Vec::new();
         for v in vmas.iter().filter(|v| mm::content(v) == Content::Private) {
-            let mut found = runs(&pages, v.start, v.end, scan);
+            let mut found = runs(&pages, v.start, v.end, is_file_mapping(v), scan);
             if found.as_ref().is_err_and(is_untracked) {
                 // New, or moved here: all that it holds is new.
                 let tracked = scan == Scan::Track && uffd.is_some_and(|uffd| uffd.track(v.start, v.end).is_ok());
-                found = runs(&pages, v.start, v.end, if tracked { Scan::Track } else { Scan::Full });
+                found =
+                    runs(&pages, v.start, v.end, is_file_mapping(v), if tracked { Scan::Track } else { Scan::Full });
                 found.iter_mut().flatten().for_each(|r| r.in_parent = false);
             }
             match found {

@@ -11,6 +11,7 @@ mod error;
 mod fill;
 mod freeze;
 pub mod guard;
+mod mappings;
 mod memory;
 pub mod netlock;
 mod network;

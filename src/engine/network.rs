@@ -1,7 +1,7 @@
 //! TCP connections: the bracket in which they are read, late and short, and their revival.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -148,9 +148,8 @@ pub fn revive(pids: &[pid_t]) -> Result<()> {
     for pid in pids {
         let failed = |e| Error::proc(*pid, e);
         let process = PidFd::open(*pid).map_err(failed)?;
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).map_err(failed)? {
-            let number = entry.ok().and_then(|entry| entry.file_name().to_str()?.parse().ok());
-            let Some(file) = number.and_then(|number| process.get(number).ok()) else { continue };
+        for number in sys::proc::descriptors(*pid).map_err(failed)? {
+            let Ok(file) = process.get(number) else { continue };
             if sys::tcp::in_repair(file.as_fd()).is_ok_and(|repair| repair) {
                 sys::tcp::repair_off(file.as_fd()).map_err(failed)?;
             }

@@ -265,13 +265,13 @@ impl Target {
     fn runs(&self, uffd: &Uffd, has_parent: bool) -> Result<Vec<PageRun>> {
         let mut all = Vec::new();
         for v in self.vmas.iter().filter(|v| is_trackable(v)) {
-            let mut found = runs(&self.pages, v.start, v.end, Round::Track);
+            let mut found = runs(&self.pages, v.start, v.end, v.inode != 0, Round::Track);
             if found.as_ref().is_err_and(is_untracked) {
                 // New, or moved here. It may have changed once more: then it is new in the next round.
                 if uffd.track(v.start, v.end).is_err() {
                     continue;
                 }
-                found = runs(&self.pages, v.start, v.end, Round::Track);
+                found = runs(&self.pages, v.start, v.end, v.inode != 0, Round::Track);
             }
             match found {
                 Ok(runs) => all.extend(runs.into_iter().map(|r| PageRun { in_parent: r.in_parent && has_parent, ..r })),

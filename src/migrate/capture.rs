@@ -78,7 +78,7 @@ impl Frames {
 pub struct Capture(Vec<(String, PacketSocket)>);
 
 impl Capture {
-    /// From now on frames are kept, until [`Capture::drain`] or until there is no room. Takes some 100 us.
+    /// Makes ready, which takes some 100 us.
     pub fn open(netns: BorrowedFd<'_>) -> Result<Self> {
         within(netns, || {
             let up = links()?.into_iter().filter(|link| !link.loopback && link.is_up());
@@ -90,14 +90,10 @@ impl Capture {
         })
     }
 
-    /// What has arrived until now is not of interest: the container has had it. Just before its sockets are read.
-    pub fn forget(&self) -> Result<()> {
-        let mut buf = vec![0; LONGEST];
-        for (_, socket) in &self.0 {
-            while socket.receive(&mut buf).map_err(netlink("capture frames"))?.is_some() {}
-            socket.dropped().map_err(netlink("capture frames"))?;
-        }
-        Ok(())
+    /// From now on frames are kept, until [`Capture::drain`] or until there is no room. Just before its sockets are read: what
+    /// has arrived until now the container has had.
+    pub fn begin(&self) -> Result<()> {
+        self.0.iter().try_for_each(|(_, socket)| socket.begin().map_err(netlink("capture frames")))
     }
 
     /// What has arrived since then for the container itself: nothing that was sent to all.

@@ -121,7 +121,7 @@ impl Leaving {
     /// What the kernel says.
     pub fn hush(&mut self) -> Result<()> {
         // In this order: what comes in between is taken twice, which TCP expects of a network.
-        self.capture.iter().try_for_each(Capture::forget)?;
+        self.capture.iter().try_for_each(Capture::begin)?;
         if let Some(silencer) = self.silencer.take() {
             self.silence = Some(silencer.impose()?);
         }

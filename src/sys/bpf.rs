@@ -1,4 +1,4 @@
-//! Programs that decide which devices a cgroup may use. bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE since Linux 4.15.
+//! bpf(2), and programs that decide which devices a cgroup may use (BPF_PROG_TYPE_CGROUP_DEVICE, since Linux 4.15).
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -51,6 +51,17 @@ struct AttachAttributes {
     flags: u32,
 }
 
+/// A command that gives a descriptor.
+///
+/// # Safety
+/// `attributes` is what the command takes (union bpf_attr), and what it points to is readable.
+pub(super) unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> nix::Result<OwnedFd> {
+    // SAFETY: by the caller's word.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attributes, size_of::<T>()) };
+    // SAFETY: the kernel has just given us this descriptor and nobody else knows it.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Has `program` decide about devices for the tasks in `cgroup`, a directory of a cgroup2
 /// hierarchy, besides the programs that are there. It ends when the cgroup is removed.
 ///
@@ -70,10 +81,7 @@ pub fn attach_device_program(cgroup: impl AsFd, program: &[Instruction]) -> nix:
     };
     // SAFETY: the kernel reads the attributes, and through them the program and the license, all of which live
     // until the call returns.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
-    let fd = Errno::result(fd)? as i32;
-    // SAFETY: the kernel has just given us this descriptor and nobody else knows it.
-    let loaded = unsafe { OwnedFd::from_raw_fd(fd) };
+    let loaded = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
     let attach = AttachAttributes {
         target: cgroup.as_fd().as_raw_fd(),
         program: loaded.as_raw_fd(),

@@ -2,6 +2,7 @@
 //! crate is here; what the modules export is safe to call.
 
 pub mod bpf;
+mod btf;
 pub mod clock;
 pub mod code;
 pub mod cpu;
@@ -36,4 +37,5 @@ pub mod tcp;
 pub mod terminal;
 pub mod uffd;
 pub mod unix_socket;
+pub mod vma_flags;
 pub mod window;

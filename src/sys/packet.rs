@@ -57,16 +57,23 @@ impl PacketSocket {
         Ok(this)
     }
 
-    /// Receives all frames that come in by the interface, with their offload headers, from now on. `room` is how many bytes wait
-    /// for us at most; each frame counts for more than it is long.
+    /// Receives all frames that come in by the interface, with their offload headers, from [`PacketSocket::begin`] on. `room` is
+    /// how many bytes wait for us at most; each frame counts for more than it is long.
     pub fn capture(index: u32, room: u32) -> io::Result<Self> {
         let this = Self::open()?;
         sockopt::set_int(this.as_fd(), libc::SOL_PACKET, PACKET_VNET_HDR, 1)?;
         sockopt::set_int(this.as_fd(), libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)?;
         let room = c_int::try_from(room).map_err(|_| io::ErrorKind::InvalidInput)?;
         sockopt::set_int(this.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, room)?;
+        // BPF_RET | BPF_K with 0: nothing of it is taken.
+        sockopt::set_filter(this.as_fd(), &[6])?;
         this.bind(index, libc::ETH_P_ALL as u16)?;
         Ok(this)
+    }
+
+    /// From now on frames are kept.
+    pub fn begin(&self) -> io::Result<()> {
+        sockopt::set_int(self.as_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
     }
 
     fn open() -> io::Result<Self> {

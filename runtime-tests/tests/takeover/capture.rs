@@ -36,7 +36,7 @@ fn what_arrives_meanwhile_goes_along() {
     let capture = Capture::open(here.as_fd()).unwrap();
     send(ADDRESS, b"before");
     before.recv(&mut [0; 16]).unwrap();
-    capture.forget().unwrap();
+    capture.begin().unwrap();
     let _silence = silencer.impose().unwrap();
     for n in 0..3u8 {
         send(ADDRESS, &[n]);

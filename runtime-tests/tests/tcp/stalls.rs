@@ -160,7 +160,7 @@ fn move_with_frames(net: &Triangle, old: TcpStream) -> (TcpStream, usize) {
     let injector = Injector::open(net.c.fd(), net.b.fd()).expect("injector");
     assert!(injector.problems.is_empty(), "{:?}", injector.problems);
     std::thread::sleep(Duration::from_millis(10));
-    capture.forget().expect("forget");
+    capture.begin().expect("begin");
     let lock = nft.lock("net-stalls", &[connection]).expect("lock");
     let stream = tcp_stream::read(old.as_fd(), &mut facts.entry).expect("stream").expect("open");
     tcp_stream::silence(old.as_fd()).expect("silence");
