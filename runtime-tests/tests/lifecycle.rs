@@ -356,3 +356,26 @@ fn a_paused_container_stands_still_through_its_checkpoint() {
     c.restore(&c.images("final"), true).ok();
     grows();
 }
+
+/// Where `/` is no mount point, and a mount namespace has another root than lmrun.
+#[test]
+fn lmrun_works_in_a_chroot() {
+    let Some(mut c) = shell("ls /; sleep 1000", |_| ()) else { return };
+    let root = c.base.join("root");
+    let view = format!(
+        "mount --make-rprivate /; for f in /*; do if [ -L $f ]; then [ -L {0}$f ] || cp -a $f {0}$f; elif [ -d $f ]; then \
+         mkdir -p {0}$f; mount --rbind $f {0}$f; fi; done; exec chroot {0} \"$0\" \"$@\"",
+        root.display()
+    );
+    fs::create_dir(&root).unwrap();
+    c.call_through(&["unshare", "-m", "sh", "-ec", &view]);
+    let out = fs::File::create(c.base.join("out")).unwrap();
+    let mut run = c.lmrun();
+    run.args(["run", "-d", "--bundle"]).arg(c.bundle()).arg(&c.id).stdout(out);
+    c.perform(&mut run).ok();
+    let inside = c.perform(c.lmrun().args(["exec", &c.id, "cat", "/proc/self/mountinfo"]));
+    c.perform(c.lmrun().args(["delete", "--force", &c.id])).ok();
+    // Of the host's mounts, nothing is left below the container's.
+    let roots = inside.ok().out;
+    assert_eq!(roots.lines().filter(|line| line.split(' ').nth(4) == Some("/")).count(), 1, "{roots}");
+}

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::rc::Rc;
 
 use caps::Capability;
@@ -17,9 +18,10 @@ use libcontainer::process::container_main_process::ProcessError;
 use libcontainer::process::init::container_init_process;
 use nix::errno::Errno;
 use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::unistd::setgroups;
+use nix::unistd::{chdir, fchdir, pivot_root, setgroups};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::bundle::namespace;
@@ -31,7 +33,7 @@ use super::process::note_pid_outside;
 use super::systemd::Unit;
 use super::users::{self, Users};
 use super::{Error, Result, chain};
-use crate::sys::netns;
+use crate::sys::{mount as kernel, netns};
 
 pub(super) const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
 
@@ -129,11 +131,32 @@ fn be_born(
     namespaces.iter().try_for_each(enter)?;
     if let Some(mounts) = mounts {
         unshare(CloneFlags::CLONE_NEWNS).map_err(|e| format!("make a mount namespace: {e}"))?;
+        take_root().map_err(|e| format!("leave the root directory that lmrun was called in: {e}"))?;
         match asking {
             None => mounts.make(&|number| mounts.open(number))?,
             Some(asking) => mounts.make(&|number| asking.open(number))?,
         }
     }
+    Ok(())
+}
+
+/// Where lmrun was called in a chroot(2), that becomes the root of its new mount namespace: libcontainer joins this anew, which
+/// leads back to its root (setns(2)), and pivot_root(2) wants a mount point there.
+fn take_root() -> io::Result<()> {
+    let directory = || File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open("/");
+    let here = directory()?;
+    setns(File::open("/proc/self/ns/mnt")?, CloneFlags::CLONE_NEWNS)?;
+    let [wanted, top] = [here.metadata()?, directory()?.metadata()?].map(|meta| (meta.dev(), meta.ino()));
+    if wanted == top {
+        return Ok(());
+    }
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?;
+    let root = kernel::copy(&here, true)?;
+    kernel::put(&root, &here)?;
+    fchdir(root)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")?;
     Ok(())
 }
 
