@@ -504,17 +504,20 @@ fn mounts_are_as_asked_for_in_a_user_namespace() {
     );
 }
 
-/// A file of the host's root, once as it is and once as one of the container's root.
+/// A file of the host's root, once as it is and twice as one of the container's root: by a mapping of the mount's, and by the
+/// container's own.
 #[test]
 fn ids_are_mapped_on_a_mount_in_a_user_namespace() {
-    let Some(done) = run("busybox stat -c %u /plain/file /vol/file", |config| {
+    let Some(done) = run("busybox stat -c %u /plain/file /vol/file /own/file", |config| {
         mapped(config);
         let root = std::path::Path::new(config["root"]["path"].as_str().unwrap()).to_owned();
         let volume = root.with_file_name("volume");
         fs::create_dir(&volume).unwrap();
         fs::write(volume.join("file"), "").unwrap();
         let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 10 }]);
-        for (at, options) in [("vol", json!(["bind", "idmap"])), ("plain", json!(["bind"]))] {
+        for (at, options) in
+            [("vol", json!(["bind", "idmap"])), ("own", json!(["bind", "idmap"])), ("plain", json!(["bind"]))]
+        {
             fs::create_dir(root.join(at)).unwrap();
             let mut mount = json!({ "destination": format!("/{at}"), "source": volume, "options": options });
             if at == "vol" {
@@ -529,7 +532,7 @@ fn ids_are_mapped_on_a_mount_in_a_user_namespace() {
     if done.err.contains("Invalid argument") {
         return needs::skip("mapped ids: the file system of the temporary directory has none");
     }
-    assert_eq!(done.out, "65534\n0\n", "{done}");
+    assert_eq!(done.out, "65534\n0\n0\n", "{done}");
 }
 
 fn features() -> Value {

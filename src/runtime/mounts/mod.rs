@@ -95,7 +95,7 @@ impl Mounts {
         }
         let configured = spec.mounts().clone().unwrap_or_default();
         let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref());
-        let list = configured.iter().map(|mount| prepare(mount, bundle, label)).collect::<Result<_>>()?;
+        let list = configured.iter().map(|mount| prepare(mount, spec, bundle, label)).collect::<Result<_>>()?;
         let wanted = spec.linux().as_ref().and_then(|linux| linux.rootfs_propagation().as_deref());
         // libcontainer does not know the recursive words, which mean the same here.
         let plain =
@@ -264,7 +264,7 @@ impl Prepared {
     }
 }
 
-fn prepare(mount: &Configured, bundle: &Path, label: Option<&str>) -> Result<Prepared> {
+fn prepare(mount: &Configured, spec: &Spec, bundle: &Path, label: Option<&str>) -> Result<Prepared> {
     let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
     let kind = mount.typ().clone().unwrap_or_default();
     let about = |why: &str| Error::Config(format!("mount {}: {why}", mount.destination().display()));
@@ -288,14 +288,29 @@ fn prepare(mount: &Configured, bundle: &Path, label: Option<&str>) -> Result<Pre
     let source = mount.source().clone().unwrap_or_else(|| PathBuf::from("none"));
     let source = if matches!(kind, Kind::Bind(_)) { bundle.join(source) } else { source };
     let mapping = match (mount.uid_mappings(), mount.gid_mappings()) {
-        (Some(uids), Some(gids)) if !uids.is_empty() && !gids.is_empty() => {
-            let namespace = namespaces::mapped_users(&lines(uids), &lines(gids));
-            Some(namespace.map_err(|e| about(&format!("make a user namespace with its mapping: {e}")))?)
-        }
+        (Some(uids), Some(gids)) if !uids.is_empty() && !gids.is_empty() => Some(mapped_users(uids, gids)),
+        (None, None) if options.idmap.is_some() => users_of(spec),
         _ if options.idmap.is_some() => return Err(about("idmap takes both uidMappings and gidMappings")),
         _ => None,
     };
+    let mapping = mapping.transpose().map_err(|e| about(&format!("make a user namespace with its mapping: {e}")))?;
+    if mapping.is_none() && options.idmap.is_some() {
+        return Err(about("idmap takes uidMappings and gidMappings, or a container with a user namespace"));
+    }
     Ok(Prepared { kind, source, destination: mount.destination().clone(), options, mapping, queue_label })
+}
+
+/// The user namespace of the container, or another one with its mapping, where it is to have one.
+fn users_of(spec: &Spec) -> Option<io::Result<OwnedFd>> {
+    let linux = spec.linux().as_ref()?;
+    match namespace(spec, LinuxNamespaceType::User)?.path() {
+        Some(path) => Some(File::open(path).map(OwnedFd::from)),
+        None => Some(mapped_users(linux.uid_mappings().as_ref()?, linux.gid_mappings().as_ref()?)),
+    }
+}
+
+fn mapped_users(uids: &[LinuxIdMapping], gids: &[LinuxIdMapping]) -> io::Result<OwnedFd> {
+    namespaces::mapped_users(&lines(uids), &lines(gids))
 }
 
 /// user_namespaces(7), uid_map. The kernel maps from the file system's ids (containerID) to those seen (hostID).
