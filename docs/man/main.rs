@@ -40,7 +40,9 @@ fn write(dir: &Path) -> Result<()> {
     let exit_status = parts.remove(EXIT_STATUS).unwrap_or_default();
     let man = dir.join("man8");
     fs::create_dir_all(&man)?;
-    let commands: Vec<Command> = command.get_subcommands().filter(|c| !c.is_hide_set()).cloned().collect();
+    // clap's own `help` says what --help says.
+    let pages = command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help");
+    let commands: Vec<Command> = pages.cloned().collect();
     for sub in commands {
         let name = format!("lmrun-{}", sub.get_name());
         // `lmrun run` in the synopsis, `lmrun-run` in the title.
