@@ -108,9 +108,9 @@ fn rate_of(text: &str) -> Result<u64, Malformed> {
 impl Args {
     pub fn run(&self, store: &Store) -> Result<u8, Failure> {
         let Some(destination) = &self.destination else {
-            let id = self.container.name();
-            let settled = settle::here(store, id);
-            println!("{}", settled.map_err(|failed| failure(format!("cannot settle the migration of {id}"), failed))?);
+            let what = || format!("cannot settle the migration of {}", self.container);
+            let settled = settle::here(store, &self.container);
+            println!("{}", settled.map_err(|failed| failure(what(), failed))?);
             return Ok(0);
         };
         let told = Arc::new(Told { journal: Mutex::default(), json: self.json, report: self.report.clone() });

@@ -143,7 +143,7 @@ impl Ear {
         let mut parts = Parts::begin();
         let freezer = arriving.freezer()?;
         let detached = ready.detach(&*freezer)?;
-        let mut resident = arriving.finish()?;
+        let mut resident = arriving.finish(&Incoming::default(), token)?;
         parts.end("detach");
         let entry = match entry.decide() {
             Ok(entry) => entry,

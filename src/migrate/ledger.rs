@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::engines::Prepared;
 use super::handover::Verdict;
 use super::handover::settle::Entry;
 use crate::runtime::Process;
@@ -99,6 +100,16 @@ pub fn records(root: &Path, token: &str) -> PathBuf {
     root.join(format!(".arriving:{token}"))
 }
 
+/// What an engine has made for an entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByEngine {
+    /// As on a command line.
+    pub container: String,
+    pub prepared: Prepared,
+    /// The lmrun root directory that it is in.
+    pub root: PathBuf,
+}
+
 /// The entries of this host.
 #[derive(Debug, Clone)]
 pub struct Incoming(PathBuf);
@@ -136,6 +147,23 @@ impl Incoming {
         write_private(&path, &json).and_then(|()| sync(&path)).and_then(|()| sync(&self.0)).map_err(at(&path))
     }
 
+    /// Notes that the container of an entry is an engine's.
+    pub fn made_by_engine(&self, token: &str, made: &ByEngine) -> Result<()> {
+        let path = self.engine_path(token)?;
+        let json = serde_json::to_vec(made).map_err(|e| at(&path)(e.into()))?;
+        write_private(&path, &json).map_err(at(&path))
+    }
+
+    /// None: it is lmrun's alone.
+    pub fn by_engine(&self, token: &str) -> Result<Option<ByEngine>> {
+        read(&self.engine_path(token)?)
+    }
+
+    fn engine_path(&self, token: &str) -> Result<PathBuf> {
+        check_token(token)?;
+        Ok(self.0.join(format!("{token}.engine")))
+    }
+
     /// Decides, unless it was decided before; tells whether `verdict` is what holds now.
     pub fn decide(&self, token: &str, verdict: Verdict) -> Result<bool> {
         let (from, running) = (self.path(token, Entry::Open)?, self.path(token, Entry::Running)?);
@@ -170,7 +198,9 @@ impl Incoming {
 
     /// Whoever asks from now on is told that it never ran here.
     pub fn remove(&self, token: &str) -> Result<()> {
-        [Entry::Open, Entry::Aborted, Entry::Running].into_iter().try_for_each(|entry| gone(&self.path(token, entry)?))
+        let entries = [Entry::Open, Entry::Aborted, Entry::Running];
+        entries.into_iter().try_for_each(|entry| gone(&self.path(token, entry)?))?;
+        gone(&self.engine_path(token)?)
     }
 
     /// All entries, by token.

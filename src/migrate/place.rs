@@ -6,10 +6,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use super::ledger::{self, Incoming};
 use super::transport::{Input, Output};
 use super::wire::message::{Accept, Finding, Offer};
 use super::wire::{Reader, Writer};
-use super::{Error, Result, disk, ledger, preflight};
+use super::{Error, Result, disk, preflight};
 use crate::engine::{ClockOffsets, Freezer, Puppet};
 use crate::runtime::arrival::Arriving;
 use crate::runtime::{self, Store};
@@ -124,15 +125,15 @@ impl Newcomer {
         }
     }
 
-    /// It is complete: from now on it is one like any other.
-    pub fn finish(self) -> Result<Resident> {
+    /// It is complete: from now on it is one like any other, and the migration's entry says so.
+    pub fn finish(self, incoming: &Incoming, token: &str) -> Result<Resident> {
         match self {
             Newcomer::Bundle(arriving, bundle, store) => {
                 (*arriving).finish()?;
                 Ok(Resident::Bundle(bundle, store))
             }
             Newcomer::Engine(mut started) => {
-                started.finish()?;
+                started.finish(incoming, token)?;
                 Ok(Resident::Engine(started))
             }
         }

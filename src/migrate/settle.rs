@@ -1,12 +1,14 @@
 //! What became of a migration: asked by a source that has not heard the end, or by a person on either host; answered at the
 //! destination. What follows from it is in [`handover::settle`].
 
+use super::engines::Agent;
 use super::handover::settle::{AtSource, Entry, Next, at_destination, at_source};
 use super::handover::{Verdict, destination, source};
-use super::ledger::{self, Arrival, Incoming, Note};
+use super::ledger::{self, Arrival, ByEngine, Incoming, Note};
+use super::subject::Owner;
 use super::transport::{self, Channel};
 use super::wire::message::{self, Done, Hello, Settle};
-use super::{Destination, Error, Failed, Now, Result, network};
+use super::{Container, Destination, Error, Failed, Now, Result, network};
 use crate::engine;
 use crate::runtime::{self, Status, Store, departure};
 
@@ -37,22 +39,27 @@ impl Question {
     }
 }
 
-/// Settles the migration of the container `id` at the source. Gives the result in words.
+/// Settles the migration of a container at the source. Gives the result in words.
 ///
 /// # Errors
 /// What stands in the way, and how the container is.
-pub fn here(store: &Store, id: &str) -> std::result::Result<String, Failed> {
+pub fn here(store: &Store, container: &Container) -> std::result::Result<String, Failed> {
+    let mut owner = Owner::find(container).map_err(Failed::untouched)?;
+    let (store, id) = owner.as_ref().map_or((store.clone(), container.name().to_owned()), Owner::place);
+    let (store, id) = (&store, id.as_str());
     let dir = store.dir(id);
-    let again = Now::Frozen { settle: format!("lmrun migrate --settle {id}") };
+    let again = Now::Frozen { settle: format!("lmrun migrate --settle {container}") };
     let frozen = |error: Error| Failed { error, now: again.clone() };
     let Some(note) = Note::read(&dir).map_err(Failed::untouched)? else {
-        return Err(Failed::untouched(Error::Other(format!("no migration of {id} waits to be settled"))));
+        return Err(Failed::untouched(Error::Other(format!("no migration of {container} waits to be settled"))));
     };
     let _alone = departure::alone(store, id).map_err(Failed::untouched)?;
     let state = store.load(id).map_err(Failed::untouched)?;
     let status = runtime::status(&state);
     let facts = AtSource { note: true, frozen: status == Status::Paused, alive: status != Status::Stopped };
-    let act = |actions: &[source::Action]| actions.iter().try_for_each(|action| carry_out(store, id, &note, *action));
+    let mut act = |actions: &[source::Action]| {
+        actions.iter().try_for_each(|action| carry_out(store, id, owner.as_mut(), &note, *action))
+    };
     if let Next::Do(actions) = facts.begin() {
         act(&actions).map_err(Failed::untouched)?;
         if !facts.alive
@@ -63,8 +70,8 @@ pub fn here(store: &Store, id: &str) -> std::result::Result<String, Failed> {
             question.done();
         }
         return Ok(match facts.alive {
-            true => format!("container {id} runs here: its migration did not get as far as to be in doubt"),
-            false => format!("container {id} has ended here"),
+            true => format!("container {container} runs here: its migration did not get as far as to be in doubt"),
+            false => format!("container {container} has ended here"),
         });
     }
     let destination: Destination = note.destination.parse().map_err(|e: transport::Error| frozen(e.into()))?;
@@ -72,13 +79,19 @@ pub fn here(store: &Store, id: &str) -> std::result::Result<String, Failed> {
     act(&at_source(verdict)).map_err(frozen)?;
     question.done();
     Ok(match verdict {
-        Verdict::Running => format!("container {id} runs at {destination}, and was ended here"),
-        Verdict::Aborted => format!("container {id} did not come to run at {destination}, and runs on here"),
+        Verdict::Running => format!("container {container} runs at {destination}, and was ended here"),
+        Verdict::Aborted => format!("container {container} did not come to run at {destination}, and runs on here"),
     })
 }
 
-fn carry_out(store: &Store, id: &str, note: &Note, action: source::Action) -> Result<()> {
+fn carry_out(store: &Store, id: &str, owner: Option<&mut Owner>, note: &Note, action: source::Action) -> Result<()> {
     use source::Action::*;
+    if let (EndContainer, Some(owner)) = (action, owner) {
+        let init = departure::init(store, id)?;
+        let mut killed = Ok(());
+        owner.retire(note.keep_source, init, || killed = departure::kill(store, id))?;
+        return Ok(killed?);
+    }
     match action {
         EndContainer if note.keep_source => Ok(departure::kill(store, id)?),
         EndContainer => Ok(departure::end(store, id)?),
@@ -95,6 +108,7 @@ fn carry_out(store: &Store, id: &str, note: &Note, action: source::Action) -> Re
 
 /// Settles a migration at the destination: decides it if nobody has, and finishes or removes what a process that is gone has left.
 pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
+    use destination::Action::*;
     let (mut entry, arrival) = incoming.look(token)?;
     if entry == Entry::Open {
         let aborted = incoming.decide(token, Verdict::Aborted)?;
@@ -102,17 +116,20 @@ pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
     }
     let process = arrival.as_ref().is_some_and(|arrival| arrival.owner.is_alive());
     let (actions, verdict) = at_destination(entry, process);
+    let by_engine = incoming.by_engine(token)?;
     for action in actions {
+        if let Some(made) = by_engine.as_ref().filter(|_| matches!(action, Thaw | Unmake)) {
+            settle_with_engine(made, action, process)?;
+            continue;
+        }
         match (action, &arrival) {
-            (destination::Action::Thaw, Some(arrival)) => {
+            (Thaw, Some(arrival)) => {
                 on_own(arrival, departure::set_going)?;
                 speak(arrival)?;
             }
-            (destination::Action::Unmake, Some(arrival)) => {
-                on_own(arrival, |store, id| runtime::delete(store, id, true))?
-            }
-            (destination::Action::SyncEntry, _) => incoming.sync()?,
-            (destination::Action::RemoveEntry, _) => incoming.remove(token)?,
+            (Unmake, Some(arrival)) => on_own(arrival, |store, id| runtime::delete(store, id, true))?,
+            (SyncEntry, _) => incoming.sync()?,
+            (RemoveEntry, _) => incoming.remove(token)?,
             _ => {}
         }
     }
@@ -120,6 +137,18 @@ pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
         unmake_records(&arrival, token)?;
     }
     Ok(verdict)
+}
+
+/// What is to be done to a container that an engine has made for it; `process`: its receiver is alive.
+fn settle_with_engine(made: &ByEngine, action: destination::Action, process: bool) -> Result<()> {
+    let (store, id) = (Store::new(&made.root), &made.prepared.id);
+    match action {
+        destination::Action::Unmake => Ok(Agent::spawn()?.remove(&made.container, &made.prepared)?),
+        _ => {
+            departure::set_going(&store, id)?;
+            if process { Ok(()) } else { Ok(network::hear_again(departure::init(&store, id)?)?) }
+        }
+    }
 }
 
 /// Removes what a process that is gone has left of its records.

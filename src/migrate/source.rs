@@ -349,7 +349,7 @@ impl<'a> Session<'a> {
         let note = Note {
             token: self.token.clone(),
             destination: destination.to_string(),
-            container: id.clone(),
+            container: subject.name.clone(),
             keep_source: options.keep_source,
         };
         // The note first: a container that is frozen says why.
@@ -382,7 +382,7 @@ impl<'a> Session<'a> {
                     if let Some(network) = self.network.take() {
                         network.keep_silent();
                     }
-                    let settle = format!("lmrun migrate --settle {id}");
+                    let settle = format!("lmrun migrate --settle {}", subject.name);
                     return Err(Failed { error, now: Now::Frozen { settle } });
                 }
             },

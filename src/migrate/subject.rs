@@ -23,26 +23,52 @@ const PIECE: usize = 256 << 10;
 
 /// A running container that is to leave.
 pub struct Subject {
+    /// As on the command line.
+    pub name: String,
     pub leaving: Leaving,
     owner: Option<Owner>,
 }
 
-/// Its engine.
-struct Owner {
+/// A container's engine, and what it knows of it.
+pub struct Owner {
     agent: Agent,
     about: Description,
+}
+
+impl Owner {
+    /// None: lmrun alone. To be called early ([`Agent::spawn`]).
+    pub fn find(container: &Container) -> Result<Option<Owner>> {
+        if let Container::Lmrun(_) = container {
+            return Ok(None);
+        }
+        let mut agent = Agent::spawn()?;
+        let about = agent.describe(container)?;
+        Ok(Some(Owner { agent, about }))
+    }
+
+    /// Where lmrun has the container, and under which id.
+    pub fn place(&self) -> (Store, String) {
+        (Store::new(&self.about.root), self.about.id.clone())
+    }
+
+    /// See [`Agent::retire`].
+    pub fn retire(&mut self, keep: bool, init: i32, let_go: impl FnOnce()) -> Result<()> {
+        Ok(self.agent.retire(&self.about, keep, init, let_go)?)
+    }
 }
 
 impl Subject {
     /// To be called early ([`Agent::spawn`]).
     pub fn find(store: &Store, container: &Container) -> Result<Subject> {
-        if let Container::Lmrun(id) = container {
-            return Ok(Subject { leaving: Leaving::begin(store, id)?, owner: None });
-        }
-        let mut agent = Agent::spawn()?;
-        let about = agent.describe(container)?;
-        let leaving = Leaving::begin(&Store::new(&about.root), &about.id)?;
-        Ok(Subject { leaving, owner: Some(Owner { agent, about }) })
+        let owner = Owner::find(container)?;
+        let leaving = match &owner {
+            None => Leaving::begin(store, container.name())?,
+            Some(owner) => {
+                let (store, id) = owner.place();
+                Leaving::begin(&store, &id)?
+            }
+        };
+        Ok(Subject { name: container.to_string(), leaving, owner })
     }
 
     pub fn offer(&self, options: &Options) -> Result<Offer> {
@@ -126,10 +152,10 @@ impl Subject {
     /// # Errors
     /// It may stand still here then.
     pub fn end(&mut self, held: Held, keep: bool) -> Result<()> {
-        let Some(Owner { agent, about }) = &mut self.owner else { return Ok(held.end()?) };
+        let Some(owner) = &mut self.owner else { return Ok(held.end()?) };
         let mut held = Some(held);
         let mut ended = Ok(());
-        let retired = agent.retire(about, keep, self.leaving.init(), || {
+        let retired = owner.retire(keep, self.leaving.init(), || {
             ended = held.take().map_or(Ok(()), Held::end);
         });
         // The engine has not killed it. It must not run, and must not be started again by who thinks that it has failed.
@@ -137,7 +163,7 @@ impl Subject {
             held.leave();
         }
         ended?;
-        Ok(retired?)
+        retired
     }
 
     /// Removes what is left of a container that has ended.

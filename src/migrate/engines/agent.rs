@@ -46,6 +46,7 @@ enum Request {
     Prepare(Box<Description>),
     Start,
     Discard,
+    Remove { container: String, prepared: Prepared },
     Retire { left: Box<Description>, keep: bool },
 }
 
@@ -149,6 +150,11 @@ impl Agent {
     /// Removes what was prepared, or started last.
     pub fn discard(&mut self) -> Result<()> {
         self.ask(&Request::Discard)
+    }
+
+    /// Removes what another agent has prepared.
+    pub fn remove(&mut self, container: &str, prepared: &Prepared) -> Result<()> {
+        self.ask(&Request::Remove { container: container.to_owned(), prepared: prepared.clone() })
     }
 
     /// See [`Engine::retire`]: ends a container that has left, of which `init` is the first process, and which stands still.
@@ -326,6 +332,7 @@ impl Desk<'_> {
                 self.prepared = self.prepared.take().or(self.started.take());
                 value(&self.discard()?)
             }
+            Request::Remove { container, prepared } => value(&self.engine(&container)?.discard(&prepared)?),
             Request::Retire { left, keep } => value(&self.engine(&left.container)?.retire(&left, keep)?),
         }
     }

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::disk::{self, Root};
 use super::super::engines::{Agent, Description, Prepared};
+use super::super::ledger::{self, Incoming};
 use super::super::preflight;
 use super::super::transport::{Input, Output};
 use super::super::wire::message::{Accept, Finding, Keepalive, Manner};
@@ -151,7 +152,9 @@ impl ByEngine {
             files.mounted(0, &arrived.rootfs)?;
         }
         say(writer)?;
-        Ok(Started { arrived: Some(arrived), agent: self.agent, _socket: socket, name: self.wanted.name })
+        let root = arrived.dir.parent().map(Path::to_owned).unwrap_or_default();
+        let made = ledger::ByEngine { container: self.wanted.container, prepared: self.prepared, root };
+        Ok(Started { arrived: Some(arrived), agent: self.agent, _socket: socket, made, name: self.wanted.name })
     }
 }
 
@@ -163,6 +166,7 @@ pub struct Started {
     arrived: Option<Arrived>,
     agent: Agent,
     _socket: StandbySocket,
+    made: ledger::ByEngine,
     name: String,
 }
 
@@ -185,8 +189,9 @@ impl Started {
         Ok(self.arrived()?.external(images)?)
     }
 
-    /// It is complete: the engine may know.
-    pub fn finish(&mut self) -> Result<()> {
+    /// It is complete: the engine may know. From here on it stays if we are killed, for whoever settles the migration `token`.
+    pub fn finish(&mut self, incoming: &Incoming, token: &str) -> Result<()> {
+        incoming.made_by_engine(token, &self.made)?;
         let arrived = self.arrived.take().ok_or_else(|| Error::Other(format!("{} runs already", self.name)))?;
         let released = arrived.release(Ok(()));
         released.map_err(|e| Error::Other(format!("the engine has given up waiting for {}: {e}", self.name)))
