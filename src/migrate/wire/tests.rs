@@ -175,7 +175,7 @@ fn what_cannot_be_is_refused_before_it_is_read() {
 
 #[test]
 fn a_field_of_another_version_is_refused() {
-    let frame = [4, 0, 0, 0, 2, 0, 0, 0, 0x10, 1];
+    let frame = [4, 0, 0, 0, 2, 0, 0, 0, 0x78, 1];
     assert!(matches!(received(&frame).1, Error::UnknownFields { what: "Accept" }));
 }
 
