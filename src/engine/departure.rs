@@ -55,6 +55,14 @@ pub trait Outlet {
     fn pages(&mut self, of: PagesOf, vaddr: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
+/// Slows a container down while it runs. Dropped, it does so no more.
+pub trait Brake: std::fmt::Debug {
+    /// It gets `percent` of the processor time that it took of its own accord.
+    fn press(&mut self, percent: u32) -> io::Result<()>;
+    /// It gets what it wants, and can stop at once.
+    fn release(&mut self) -> io::Result<()>;
+}
+
 /// What a round did.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sent {
@@ -98,6 +106,8 @@ pub struct Departure {
     /// Digests of the pages of shared memory objects that the other side has.
     shared: HashMap<PagesOf, BTreeMap<u64, u128>>,
     mappings: Mappings,
+    /// With the percentage.
+    brake: Option<(Box<dyn Brake>, u32)>,
     rounds: u32,
 }
 
@@ -107,7 +117,7 @@ impl Departure {
         // What an earlier pre-dump has noted does not count here.
         drop(Session::take(&subject)?);
         let (session, mappings) = (Session::default(), Mappings::open());
-        let mut departure = Departure { subject, session, shared: HashMap::new(), mappings, rounds: 0 };
+        let mut departure = Departure { subject, session, shared: HashMap::new(), mappings, brake: None, rounds: 0 };
         departure.learn()?;
         Ok(departure)
     }
@@ -127,6 +137,18 @@ impl Departure {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
         collect(&frozen, &self.subject, &mut self.mappings, Depth::Kinds).map(drop)
+    }
+
+    /// From now on the container is slowed down, but for the moments in which it is to stop, and for good.
+    pub fn slow(&mut self, mut brake: Box<dyn Brake>, percent: u32) -> Result<()> {
+        brake.press(percent).map_err(Error::system("throttle the container"))?;
+        self.brake = Some((brake, percent));
+        Ok(())
+    }
+
+    /// What [`Departure::slow`] was given, to be given again.
+    pub fn brake(&mut self) -> Option<Box<dyn Brake>> {
+        self.brake.take().map(|(brake, _)| brake)
     }
 
     /// A place for records on their way, which goes with the value.
@@ -157,6 +179,10 @@ impl Departure {
 
     /// Stops the container for as long as it takes to read it.
     fn look(&mut self, sent: &mut Sent) -> Result<(Collection, ghost::Found)> {
+        // A task that has used up its share would not come to stop.
+        if let Some((brake, _)) = &mut self.brake {
+            brake.release().map_err(Error::system("end the container's throttle"))?;
+        }
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
         let at = Instant::now();
@@ -172,6 +198,10 @@ impl Departure {
         all.files.sockets.clear();
         drop(std::mem::take(&mut all.files.all.watched));
         (sent.freezing, sent.collecting, sent.frozen) = (frozen.freezing, at.elapsed(), frozen.frozen_for());
+        drop(frozen);
+        if let Some((brake, percent)) = &mut self.brake {
+            brake.press(*percent).map_err(Error::system("throttle the container"))?;
+        }
         Ok((all, ghosts))
     }
 
@@ -186,6 +216,7 @@ impl Departure {
         for (name, content) in extra {
             writer.raw_file(name, content)?;
         }
+        self.brake = None;
         let mut tried = 0;
         let (frozen, all, collecting) = loop {
             tried += 1;

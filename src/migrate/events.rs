@@ -25,7 +25,7 @@ pub enum Event {
     Progress(Progress),
     /// A round has landed.
     Round(Round),
-    /// The container gets so many percent of a processor until the freeze.
+    /// The container gets so many percent of the processor time that it took, until the freeze.
     Throttle { percent: u32 },
     /// Something that one should know.
     Warning { text: String },

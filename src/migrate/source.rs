@@ -20,7 +20,7 @@ use super::wire::{self, Message, PROTOCOL, Reader};
 use super::{
     Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, interrupt, network, settle, stop,
 };
-use crate::engine::departure::{Departure, Held};
+use crate::engine::departure::{Brake, Departure, Held};
 use crate::image::pages::{PagesOf, Span};
 use crate::runtime::Store;
 use crate::runtime::departure::Leaving;
@@ -64,7 +64,7 @@ pub fn run(
     session.send_addresses(&subject.leaving).map_err(|e| session.untouched(e))?;
     let mut missing = Vec::new();
     if !options.offline {
-        session.pre_copy(&mut departure, &mut missing, options).map_err(|e| session.running(e))?;
+        session.pre_copy(&mut departure, &subject.leaving, &mut missing, options).map_err(|e| session.running(e))?;
     }
     let held = session.freeze(&mut departure, &subject.leaving, &missing).map_err(|e| session.running(e))?;
     let summary = session.hand_over(held, &mut subject, destination, options)?;
@@ -222,12 +222,21 @@ impl<'a> Session<'a> {
     fn pre_copy(
         &mut self,
         departure: &mut Departure,
+        leaving: &Leaving,
         missing: &mut Vec<(PagesOf, Span)>,
         options: &Options,
     ) -> Result<()> {
         (self.observer)(Event::Phase { phase: Phase::PreCopy });
-        // There is neither a throttle nor post-copy yet.
-        let rule = stop::Rule { post_copy: false, ..options.rule(false) };
+        let mut brake: Option<Box<dyn Brake>> = match leaving.throttle() {
+            Ok(throttle) => Some(Box::new(throttle)),
+            Err(error) => {
+                tracing::debug!(%error, "the container cannot be throttled");
+                None
+            }
+        };
+        let mut throttle = 100;
+        // There is no post-copy yet.
+        let rule = stop::Rule { post_copy: false, ..options.rule(brake.is_some()) };
         let mut rounds: Vec<stop::Round> = Vec::new();
         loop {
             let begun = Instant::now();
@@ -248,7 +257,7 @@ impl<'a> Session<'a> {
                 took,
                 sending: took.saturating_sub(sent.frozen),
                 fixed: sent.collecting * 4,
-                throttle: 100,
+                throttle,
             });
             let decision = stop::decide(&rule, &rounds);
             let last = rounds[rounds.len() - 1];
@@ -268,7 +277,14 @@ impl<'a> Session<'a> {
             match decision {
                 stop::Decision::Another => {}
                 stop::Decision::GiveUp { why } => return Err(Error::Other(why)),
-                stop::Decision::Freeze | stop::Decision::PostCopy | stop::Decision::Throttle(_) => return Ok(()),
+                stop::Decision::Throttle(percent) => {
+                    if let Some(brake) = brake.take().or_else(|| departure.brake()) {
+                        (self.observer)(Event::Throttle { percent });
+                        departure.slow(brake, percent)?;
+                    }
+                    throttle = percent;
+                }
+                stop::Decision::Freeze | stop::Decision::PostCopy => return Ok(()),
             }
         }
     }
@@ -288,6 +304,7 @@ impl<'a> Session<'a> {
             network.prepare()?;
             network.tracked()?.iter().try_for_each(|word| self.mouth.writer().send_network(word))?;
         }
+        let (begun, before) = (Instant::now(), self.mouth.sent());
         let mut parts = Parts::begin();
         let mut stopped = departure.stop(&leaving.extra_files())?;
         self.mouth.say(&Round { number, last: true })?;
@@ -310,7 +327,20 @@ impl<'a> Session<'a> {
         parts.end("connections");
         let _: Ready = self.hear()?;
         parts.end("complete");
-        self.pages += held.sent().pages_sent;
+        let (sent, after) = (held.sent(), self.mouth.sent());
+        self.pages += sent.pages_sent;
+        (self.observer)(Event::Round(events::Round {
+            round: number,
+            last: true,
+            pages: sent.pages_sent,
+            skipped: after.1 - before.1,
+            bytes: after.0 - before.0,
+            duration_us: micros(begun.elapsed()),
+            frozen_us: micros(sent.frozen),
+            dirty_pages_per_second: 0,
+            expected_downtime_us: micros(sent.frozen),
+            decision: "hand over".into(),
+        }));
         Ok(Standing { held, parts })
     }
 

@@ -1,6 +1,7 @@
 //! A container that is about to go on elsewhere: what its runtime knows of it, and its end here.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -8,8 +9,9 @@ use nix::fcntl::{Flock, FlockArg};
 use super::cgroup::Cgroup;
 use super::settings::Settings;
 use super::state::{State, Status, Store};
+use super::throttle::Throttle;
 use super::{Error, Result, delete, status, streams};
-use crate::engine::departure::Departure;
+use crate::engine::departure::{Brake, Departure};
 use crate::engine::{self, Freezer, Subject};
 use crate::sys::clock::{self, Shift};
 use crate::sys::pidfd::PidFd;
@@ -94,10 +96,28 @@ impl Leaving {
         Box::new(Cgroup::at(&self.state.cgroup))
     }
 
+    /// What can slow it down.
+    ///
+    /// # Errors
+    /// It has no processor controller.
+    pub fn throttle(&self) -> Result<Throttle> {
+        Throttle::of(&Cgroup::at(&self.state.cgroup))
+    }
+
     /// What is left of a container whose processes have ended.
     pub fn remove(self) -> Result<()> {
         let locked = self.store.lock(&self.state.id)?;
         delete::remove(locked, &self.state)
+    }
+}
+
+impl Brake for Throttle {
+    fn press(&mut self, percent: u32) -> io::Result<()> {
+        Throttle::press(self, percent).map_err(io::Error::other)
+    }
+
+    fn release(&mut self) -> io::Result<()> {
+        Throttle::release(self).map_err(io::Error::other)
     }
 }
 

@@ -44,6 +44,7 @@ mod state;
 mod stats;
 mod streams;
 mod systemd;
+mod throttle;
 pub mod timestamp;
 mod update;
 mod users;
