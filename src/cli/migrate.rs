@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     streams: u32,
     /// How pages are compressed where that makes them shorter
-    #[arg(long, value_enum, default_value_t = Compress::Lz4)]
+    #[arg(long, value_enum, default_value_t = Compress::Auto)]
     compress: Compress,
     /// Keep the container here, stopped, after the move
     #[arg(long)]
@@ -87,6 +87,8 @@ pub struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Compress {
+    /// LZ4 while the link is so slow that it saves time
+    Auto,
     Lz4,
     /// For slow links: a fifth as fast, and much shorter
     Zstd,
@@ -141,6 +143,7 @@ impl Args {
             bandwidth: self.bandwidth,
             streams: self.streams,
             compression: match self.compress {
+                Compress::Auto => Compression::Auto,
                 Compress::Lz4 => Compression::Lz4,
                 Compress::Zstd => Compression::Zstd,
                 Compress::None => Compression::None,

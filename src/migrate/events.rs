@@ -69,12 +69,12 @@ impl Phase {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Progress {
     pub round: u32,
     /// Pages of this round so far.
     pub done: u64,
-    /// Pages of this round.
+    /// Pages of the processes that this round has come to: those of the first round, and more than those of a later one.
     pub total: u64,
     pub bytes_per_second: u64,
     /// What is written meanwhile, as of the last round.

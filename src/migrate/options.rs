@@ -74,6 +74,17 @@ impl Options {
         }
     }
 
+    /// # Errors
+    /// What can be asked for and is not there yet.
+    pub fn check_supported(&self) -> Result<(), super::Error> {
+        let lacking = match self {
+            Options { post_copy: true, .. } => "--post-copy",
+            Options { streams: 2.., .. } => "--streams above 1",
+            _ => return Ok(()),
+        };
+        Err(super::Error::Other(format!("{lacking} is not supported yet; leave it out")))
+    }
+
     /// What the destination must know of it.
     pub fn manner(&self) -> Manner {
         Manner {

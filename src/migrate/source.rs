@@ -5,6 +5,8 @@
 //! ```
 //! Whatever fails before `given up` (see [`ledger`]), the container runs on here.
 
+use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::events::{self, Event, Phase, Summary, micros};
@@ -20,8 +22,8 @@ use super::wire::{self, Message, PROTOCOL, Reader};
 use super::{
     Container, Destination, Error, Failed, Now, Observer, Options, Outcome, Result, interrupt, network, settle, stop,
 };
-use crate::engine::departure::{Brake, Departure, Held};
-use crate::image::pages::{PagesOf, Span};
+use crate::engine::departure::{Brake, BusyFile, Departure, Held, Outlet};
+use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
 use crate::runtime::Store;
 use crate::runtime::departure::Leaving;
 use crate::sys::clock;
@@ -41,6 +43,7 @@ pub fn run(
     observer: Observer<'_>,
 ) -> std::result::Result<Outcome, Failed> {
     let begun = Instant::now();
+    options.check_supported().map_err(Failed::untouched)?;
     settle::sweep(&ledger::Incoming::default());
     let mut subject = Subject::find(store, container).map_err(Failed::untouched)?;
     let token = ledger::token().map_err(Failed::untouched)?;
@@ -243,7 +246,21 @@ impl<'a> Session<'a> {
             self.rounds += 1;
             let before = self.mouth.sent();
             self.mouth.say(&Round { number: self.rounds, last: false })?;
-            let sent = departure.round(missing, &mut self.mouth)?;
+            let mut out = Watched {
+                mouth: &mut self.mouth,
+                observer: self.observer,
+                now: events::Progress {
+                    round: self.rounds,
+                    dirty_pages_per_second: rounds
+                        .last()
+                        .filter(|_| rounds.len() > 1)
+                        .map_or(0, |r| stop::rate(r) as u64),
+                    expected_downtime_us: if rounds.is_empty() { 0 } else { micros(stop::expected(&rounds)) },
+                    ..events::Progress::default()
+                },
+                told: (begun, before.0),
+            };
+            let sent = departure.round(missing, &mut out)?;
             self.mouth.say(&RoundEnd { number: self.rounds })?;
             let done: RoundDone = self.hear()?;
             *missing = lacking(&done)?;
@@ -440,6 +457,52 @@ impl<'a> Session<'a> {
             pages: self.pages,
             bytes: self.mouth.sent().0,
         })
+    }
+}
+
+/// Tells how far a round is.
+struct Watched<'a> {
+    mouth: &'a mut Mouth<Output>,
+    observer: Observer<'a>,
+    now: events::Progress,
+    /// When, and how many bytes had been sent by then.
+    told: (Instant, u64),
+}
+
+impl Watched<'_> {
+    const EVERY: Duration = Duration::from_millis(100);
+
+    fn tell(&mut self) {
+        let (then, bytes) = self.told;
+        let since = then.elapsed();
+        if since >= Watched::EVERY {
+            let sent = self.mouth.sent().0;
+            self.now.bytes_per_second = ((sent - bytes) as f64 / since.as_secs_f64()) as u64;
+            (self.observer)(Event::Progress(self.now));
+            self.told = (Instant::now(), sent);
+        }
+    }
+}
+
+impl Outlet for Watched<'_> {
+    fn files(&mut self, busy: &[BusyFile]) -> io::Result<()> {
+        self.mouth.files(busy)
+    }
+
+    fn images(&mut self, dir: &Path) -> io::Result<()> {
+        self.mouth.images(dir)
+    }
+
+    fn present(&mut self, of: PagesOf, spans: &[Span]) -> io::Result<()> {
+        self.now.total += spans.iter().map(|span| span.pages).sum::<u64>();
+        self.mouth.present(of, spans)
+    }
+
+    fn pages(&mut self, of: PagesOf, vaddr: u64, bytes: &[u8]) -> io::Result<()> {
+        self.mouth.pages(of, vaddr, bytes)?;
+        self.now.done += bytes.len() as u64 / PAGE_SIZE;
+        self.tell();
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@
 //! Pages of nothing but zeros, and pages that are like the one before them, are not sent: they cost one header a run.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use lz4_flex::block::{CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size};
 use ruzstd::decoding::FrameDecoder;
@@ -50,7 +51,9 @@ pub enum Encoding {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
     None,
+    /// LZ4 where the link is so slow that it saves time.
     #[default]
+    Auto,
     Lz4,
     /// A fifth as fast, and much shorter: for slow links.
     Zstd,
@@ -167,9 +170,51 @@ pub struct Sent {
     pub bytes: u64,
 }
 
+/// Whether compression saves time, by what both have taken lately: per byte of memory to compress, and per byte on the wire
+/// to be rid of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Worth {
+    /// Nanoseconds for a byte, and bytes on the wire for a byte.
+    packing: Option<(f64, f64)>,
+    /// Nanoseconds for a byte.
+    sending: Option<f64>,
+    /// Pieces since it was tried.
+    untried: u32,
+}
+
+/// Every so many pieces it is tried again: the link and the memory change.
+const TRY_AGAIN: u32 = 64;
+/// How much the last piece counts.
+const LAST: f64 = 0.2;
+
+impl Worth {
+    /// Whether to compress the next piece.
+    fn next(&mut self) -> bool {
+        let worth = match (self.packing, self.sending) {
+            (Some((packing, ratio)), Some(sending)) => packing < (1.0 - ratio) * sending,
+            _ => true,
+        };
+        self.untried = if worth || self.untried + 1 >= TRY_AGAIN { 0 } else { self.untried + 1 };
+        self.untried == 0
+    }
+
+    fn packed(&mut self, from: usize, to: usize, took: Duration) {
+        let now = (took.as_nanos() as f64 / from as f64, to as f64 / from as f64);
+        let (cost, ratio) = self.packing.unwrap_or(now);
+        self.packing = Some((cost + LAST * (now.0 - cost), ratio + LAST * (now.1 - ratio)));
+    }
+
+    fn sent(&mut self, bytes: usize, took: Duration) {
+        let now = took.as_nanos() as f64 / bytes as f64;
+        let before = self.sending.unwrap_or(now);
+        self.sending = Some(before + LAST * (now - before));
+    }
+}
+
 /// Finds what need not be sent, and sends the rest as short as it gets.
 pub struct PageEncoder {
     compression: Compression,
+    worth: Worth,
     table: CompressTable,
     room: Vec<u8>,
     pub sent: Sent,
@@ -177,7 +222,13 @@ pub struct PageEncoder {
 
 impl PageEncoder {
     pub fn new(compression: Compression) -> Self {
-        PageEncoder { compression, table: CompressTable::large(), room: Vec::new(), sent: Sent::default() }
+        PageEncoder {
+            compression,
+            worth: Worth::default(),
+            table: CompressTable::large(),
+            room: Vec::new(),
+            sent: Sent::default(),
+        }
     }
 
     /// Sends the pages at `vaddr`, whose bytes are whole pages, at most [`MAX_PAGES`].
@@ -215,7 +266,13 @@ impl PageEncoder {
             _ => {}
         }
         self.sent.bytes += payload.len() as u64;
-        to.send_pages(of, vaddr, count, encoding, payload)
+        let (bytes, begun) = (payload.len(), Instant::now());
+        to.send_pages(of, vaddr, count, encoding, payload)?;
+        // What is short is mostly a matter of the call.
+        if bytes >= PAGE {
+            self.worth.sent(bytes, begun.elapsed());
+        }
+        Ok(())
     }
 
     /// What is in `room` then, and its length; None if it does not get shorter by an eighth, which would cost the other end more
@@ -223,12 +280,16 @@ impl PageEncoder {
     fn compress(&mut self, data: &[u8]) -> Option<(Encoding, usize)> {
         let (encoding, length) = match self.compression {
             Compression::None => return None,
-            Compression::Lz4 => {
+            Compression::Auto if !self.worth.next() => return None,
+            Compression::Auto | Compression::Lz4 => {
                 let most = get_maximum_output_size(data.len());
                 if self.room.len() < most {
                     self.room.resize(most, 0);
                 }
-                (Encoding::Lz4, compress_into_with_table(data, &mut self.room, &mut self.table).ok()?)
+                let begun = Instant::now();
+                let length = compress_into_with_table(data, &mut self.room, &mut self.table).ok()?;
+                self.worth.packed(data.len(), length.min(data.len()), begun.elapsed());
+                (Encoding::Lz4, length)
             }
             Compression::Zstd => {
                 self.room.clear();
@@ -248,5 +309,35 @@ fn run(pages: &[&[u8]]) -> (Encoding, usize) {
         _ if pages[0] == ZEROS => (Encoding::Zero, alike),
         1 => (Encoding::Raw, (1..pages.len()).take_while(|&at| alone(at)).count() + 1),
         _ => (Encoding::Repeat, alike),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of 1000 pieces are compressed, by the time a byte takes to compress and to send.
+    fn compressed(packing: u64, ratio: f64, sending: impl Fn(usize) -> u64) -> usize {
+        let mut worth = Worth::default();
+        let len = 10_000;
+        let piece = |n: usize| {
+            let packs = worth.next();
+            let left = if packs { (len as f64 * ratio) as usize } else { len };
+            if packs {
+                worth.packed(len, left, Duration::from_nanos(packing * len as u64));
+            }
+            worth.sent(left, Duration::from_nanos(sending(n) * left as u64));
+            packs
+        };
+        (0..1000).map(piece).filter(|packs| *packs).count()
+    }
+
+    #[test]
+    fn compression_has_to_save_time() {
+        // A slow link; a quick one; one that nothing gets shorter for; one that becomes slow.
+        assert_eq!(compressed(4, 0.5, |_| 10), 1000);
+        assert!((15..=17).contains(&compressed(4, 0.5, |_| 1)));
+        assert!((15..=17).contains(&compressed(4, 1.0, |_| 100)));
+        assert!((480..=600).contains(&compressed(4, 0.5, |n| if n < 500 { 1 } else { 20 })));
     }
 }
