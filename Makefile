@@ -23,7 +23,7 @@ EXPECTED ?= no CRIU 4.x
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help fuzz manual deb test-deb install-docker demo bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help fuzz manual deb test-deb install-docker demo demo-docker bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -35,6 +35,11 @@ help: ## List the targets
 demo: all tools-test ## Move a Redis under load between two hosts (network namespaces of this machine)
 	cargo build --release --locked -p runtime-tests --bin demo
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo
+
+demo-docker: all ## The same between two Docker hosts
+	@$(TOOLS) build test engines
+	cargo build --release --locked -p runtime-tests --bin demo_docker
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo_docker
 
 bench-migrate: all tools-test ## Moves of a Redis by lmrun, and by runc + CRIU where they are on the PATH, as a table (BENCH: flags)
 	cargo build --release --locked -p runtime-tests --bin bench_migrate

@@ -25,3 +25,4 @@ pub mod remote;
 pub mod runtimes;
 pub mod shell;
 pub mod stats;
+pub mod telling;

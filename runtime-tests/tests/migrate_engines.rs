@@ -1,12 +1,14 @@
 //! `lmrun migrate` between two engines: one command, and the container is the other host's.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use runtime_tests::engines::{Engine, Engines, Pair};
-use runtime_tests::redis::{self, Client, Writer};
+use runtime_tests::redis::Writer;
 
-const ADDRESS: &str = "10.88.0.7";
-const IMAGE: &str = "lmrun-redis";
+/// Slow enough to be killed in the middle.
+const MIGRATE: &str = "lmrun migrate --json --bandwidth 5M docker://web ssh://b";
 const DOCKER: Engine = Engine::Docker;
 
 fn lines(host: &Engines, words: &[&str]) -> Vec<String> {
@@ -22,26 +24,27 @@ fn assert_clean(host: &Engines) {
     assert!(left.lines().all(|line| line.is_empty() || line.ends_with(':')), "{left}");
 }
 
-fn connect(pair: &Pair) -> Client {
-    pair.client.within(|| redis::wait_until_up(&format!("{ADDRESS}:6379"))).unwrap()
+/// As [`assert_clean`], once whoever cleans up is done.
+#[track_caller]
+fn await_clean(host: &Engines) {
+    let begin = Instant::now();
+    while lines(host, &["ps", "--all", "--quiet"]) != [""; 0] && begin.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_clean(host);
 }
 
-/// A pair with a Redis of 64 MiB at `a`, in a network that both hosts are on, with a volume and busybox beside it.
-fn with_redis(name: &str, options: &str) -> Pair {
-    let pair = Pair::start(name);
-    let a = &pair.a;
-    let rootfs = a.import_busybox(DOCKER);
-    pair.b.import(DOCKER, runtime_tests::engines::BUSYBOX, &rootfs);
-    redis::rootfs(&rootfs).unwrap();
-    a.import(DOCKER, IMAGE, &rootfs);
-    pair.lan(a);
-    let run = format!(
-        "run --detach --name web --hostname www --network lan --ip {ADDRESS} --label app=web --restart always --memory 512m \
-         {options} {IMAGE}"
-    );
-    a.ok(DOCKER, &run.split_whitespace().chain(redis::ARGS).collect::<Vec<_>>());
-    connect(&pair).load(64, |_| ()).unwrap();
-    pair
+/// Begins to move it from `a` to `b`, and kills the first process at `host` whose command line is `line` when `moment` is told of.
+#[track_caller]
+fn killed_at(pair: &Pair, moment: &str, host: &Engines, line: &str) {
+    let words: Vec<&str> = MIGRATE.split(' ').collect();
+    let mut migrate = pair.a.command(words[0], &words[1..]);
+    let mut migrate = migrate.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut told = BufReader::new(migrate.stdout.take().unwrap()).lines();
+    assert!(told.any(|event| event.unwrap().contains(moment)), "{moment}");
+    host.perform("sh", &["-c", &format!("kill -9 $(pgrep -o -f -x '{line}')")]).ok();
+    let rest: Vec<String> = told.map_while(Result::ok).collect();
+    assert!(!migrate.wait().unwrap().success(), "{moment}, {line}: {rest:?}");
 }
 
 /// What a user sees of it.
@@ -62,11 +65,12 @@ fn a_redis_in_docker_moves_there_and_back() {
     if !Pair::is_possible(DOCKER) {
         return;
     }
-    let pair = with_redis("moves", "--volume data:/data");
+    let pair = Pair::start("moves");
+    pair.run_redis(64, &["--label", "app=web", "--restart", "always", "--memory", "512m", "--volume", "data:/data"]);
     let (a, b) = (&pair.a, &pair.b);
     shell(a, "echo mine >/mine; rm /etc/group; mkdir -p /var/x; echo kept >/data/file; mkfifo /fifo; ln /mine /second");
     let before = seen(a);
-    let writer = Writer::start(connect(&pair));
+    let writer = Writer::start(pair.connect());
     std::thread::sleep(Duration::from_millis(300));
 
     // A volume that is not there stands in the way, and all runs on.
@@ -101,9 +105,59 @@ fn a_redis_in_docker_moves_there_and_back() {
     let record = writer.finish();
     assert_eq!(record.failure, None);
     println!("longest gap {:?}", record.gaps.first());
-    assert_eq!(record.audit(&mut connect(&pair)).unwrap(), (0, 0, 0));
+    assert_eq!(record.audit(&mut pair.connect()).unwrap(), (0, 0, 0));
     here.ok(DOCKER, &["stop", "--time", "5", "web"]);
     assert_eq!(here.ok(DOCKER, &["inspect", "--format", "{{.State.ExitCode}}", "web"]), "0");
     here.ok(DOCKER, &["start", "web"]);
     assert!(shell(here, "cat /mine").starts_with("mine"));
+}
+
+/// The connections of a container that stays are as they were.
+#[test]
+fn what_does_not_come_to_its_end_leaves_nothing() {
+    if !Pair::is_possible(DOCKER) {
+        return;
+    }
+    let pair = Pair::start("fails");
+    pair.run_redis(16, &["--restart", "always"]);
+    let (a, b) = (&pair.a, &pair.b);
+    let before = seen(a);
+    let writer = Writer::start(pair.connect());
+
+    // Whoever dies, and when: while the engine works, while memory goes over.
+    for moment in ["\"prepare\"", "\"pre-copy\""] {
+        for (host, line) in [(a, MIGRATE), (b, "lmrun receive --stdio")] {
+            killed_at(&pair, moment, host, line);
+            assert!(writer.goes_on(), "{moment}, {line}");
+            assert_eq!(seen(a), before, "{moment}, {line}");
+            await_clean(b);
+        }
+    }
+
+    // A name that is in use there.
+    b.ok(DOCKER, &["create", "--name", "web", runtime_tests::engines::BUSYBOX, "true"]);
+    let refused = pair.migrate(a, "docker://web", "ssh://b", &[]).failed();
+    assert!(refused.err.contains("a container web is there already (rename or remove it)"), "{refused}");
+    b.ok(DOCKER, &["rm", "web"]);
+
+    // It is kept where it was, if one says so, and does not come back by itself.
+    pair.migrate(a, "docker://web", "ssh://b", &["--keep-source"]).ok();
+    let state = a.ok(DOCKER, &["inspect", "--format", "{{.State.Status}} {{.HostConfig.RestartPolicy.Name}}", "web"]);
+    assert_eq!(state, "exited no");
+    assert!(seen(b).contains("always"));
+    a.ok(DOCKER, &["rm", "web"]);
+
+    // The link goes down at the moment of the commit: nobody at b knows how it ended, until somebody asks.
+    let unknown = pair.migrate(b, "docker://web", "ssh://a", &["--on-commit", "ip link set eth1 down"]);
+    assert_eq!(unknown.status.and_then(|status| status.code()), Some(75), "{unknown}");
+    assert!(unknown.err.contains("to find out: lmrun migrate --settle docker://web"), "{unknown}");
+    b.perform("ip", &["link", "set", "eth1", "up"]).ok();
+    let settled = b.perform("lmrun", &["migrate", "--settle", "docker://web"]).ok();
+    println!("{settled}");
+    let running = |host: &Engines| lines(host, &["ps", "--quiet"]).len();
+    let there = settled.out.contains("runs at ssh://a, and was ended here");
+    assert_eq!((running(a), running(b)), if there { (1, 0) } else { (0, 1) });
+    let record = writer.finish();
+    assert_eq!(record.failure, None);
+    assert_eq!(record.audit(&mut pair.connect()).unwrap(), (0, 0, 0));
 }

@@ -105,6 +105,19 @@ impl StandbySocket {
         Ok(StandbySocket { dir, listener })
     }
 
+    /// Removes what a receiver of container `id` has left that was killed. The container is gone, or is to be one like any other.
+    ///
+    /// # Errors
+    /// [`Error::Standby`] where the receiver is alive; what the file system says.
+    pub fn forget(id: &str) -> Result<()> {
+        validate_id(id)?;
+        let dir = Path::new(STANDBYS).join(id);
+        match UnixStream::connect(dir.join(SOCKET)) {
+            Ok(_) => Err(Error::Standby(format!("somebody waits for it ({})", dir.display()))),
+            Err(_) => remove(&dir),
+        }
+    }
+
     /// Waits for the container; None when `timeout` has passed first. What its engine makes of a container that
     /// cannot be made, it tells who asked it.
     ///

@@ -12,7 +12,7 @@ use runtime_tests::hosts::Hosts;
 use runtime_tests::migration::Migration;
 use runtime_tests::redis::Writer;
 use runtime_tests::runtimes::Runtime;
-use serde_json::Value;
+use runtime_tests::telling;
 
 fn main() -> ExitCode {
     let mib = std::env::args().nth(1).map_or(Some(256), |text| text.parse().ok());
@@ -45,8 +45,7 @@ fn demo(mib: usize) -> Result<bool> {
     println!("\nlmrun migrate ... ssh://destination\n");
     let moved = Instant::now();
     for line in migration.migrate(&[])? {
-        let event: Value = serde_json::from_str(&line)?;
-        tell(&event);
+        telling::tell(&line)?;
     }
 
     // The client goes on for a while at the new place.
@@ -61,33 +60,6 @@ fn demo(mib: usize) -> Result<bool> {
     let (lost, doubled, wrong) = record.audit(&mut migration.connect()?)?;
     println!("\nconnection kept, {} lost, {doubled} doubled", lost + wrong);
     Ok((lost, doubled, wrong) == (0, 0, 0))
-}
-
-/// What `--json` says, for people (docs/migrate-events.md).
-fn tell(event: &Value) {
-    let ms = |name: &str| event[name].as_f64().unwrap_or(0.0) / 1000.0;
-    match event["event"].as_str() {
-        Some("round") => println!(
-            "round {:<4}{:>10} pages{:>10.1} MiB{:>10.1} ms{:>8.1} ms stopped",
-            event["round"],
-            event["pages"],
-            event["bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
-            ms("duration_us"),
-            ms("frozen_us")
-        ),
-        Some("moved") => {
-            println!("moved in {:.0} ms, of which it stood still for {:.1} ms:", ms("total_us"), ms("downtime_us"));
-            for part in event["downtime"].as_array().into_iter().flatten() {
-                println!(
-                    "  {:<20}{:>8.1} ms",
-                    part["name"].as_str().unwrap_or(""),
-                    part["us"].as_f64().unwrap_or(0.0) / 1000.0
-                );
-            }
-        }
-        Some("warning") => println!("warning: {}", event["text"]),
-        _ => {}
-    }
 }
 
 /// A bar on a terminal; elsewhere nothing.

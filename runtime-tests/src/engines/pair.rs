@@ -17,12 +17,17 @@ use crate::command::{self, Done, tool};
 use crate::host;
 use crate::needs;
 use crate::network::Namespace;
+use crate::redis::{self, Client};
 
-use super::{Engine, Engines, path};
+use super::{BUSYBOX, Engine, Engines, path};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const SUBNET: &str = "10.88.0.0/24";
 const CLIENT: &str = "10.88.0.203/24";
+/// The container's address, wherever it is.
+const ADDRESS: &str = "10.88.0.7";
+/// The image with Redis in it, and busybox.
+const REDIS: &str = "lmrun-redis";
 /// The network that containers are in.
 pub const LAN: &str = "lan";
 
@@ -78,6 +83,27 @@ impl Pair {
     pub fn lan(&self, host: &Engines) {
         let words = ["network", "create", "--driver", "macvlan", "--subnet", SUBNET, "--opt", "parent=eth1", LAN];
         host.ok(Engine::Docker, &words);
+    }
+
+    /// Runs a Redis, whose image `b` has the lower half of, as the container `web` at `a`, in a network of its own, with `options`
+    /// of `docker run` besides, and fills it.
+    #[track_caller]
+    pub fn run_redis(&self, mib: usize, options: &[&str]) {
+        let rootfs = self.a.import_busybox(Engine::Docker);
+        self.b.import(Engine::Docker, BUSYBOX, &rootfs);
+        redis::rootfs(&rootfs).expect("redis-server is installed");
+        self.a.import(Engine::Docker, REDIS, &rootfs);
+        self.lan(&self.a);
+        let run = format!("run --detach --name web --hostname www --network {LAN} --ip {ADDRESS}");
+        let words = [&run.split(' ').collect::<Vec<_>>()[..], options, &[REDIS], &redis::ARGS].concat();
+        self.a.ok(Engine::Docker, &words);
+        self.connect().load(mib, |_| ()).expect("Redis takes what it is given");
+    }
+
+    /// A connection of the client's with it, wherever it is.
+    #[track_caller]
+    pub fn connect(&self) -> Client {
+        self.client.within(|| redis::wait_until_up(&format!("{ADDRESS}:6379"))).expect("Redis answers")
     }
 
     /// `lmrun migrate FLAG... CONTAINER DESTINATION` at `from`.

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::{Description, Engine, Error, Image, Note, Prepared, Result, open};
 use crate::migrate::options::{Container, Malformed};
-use crate::runtime::chain;
+use crate::runtime::{StandbySocket, chain};
 use crate::sys::pidfd::PidFd;
 use crate::sys::{fdpass, fds, fork, proc};
 
@@ -332,16 +332,23 @@ impl Desk<'_> {
                 self.prepared = self.prepared.take().or(self.started.take());
                 value(&self.discard()?)
             }
-            Request::Remove { container, prepared } => value(&self.engine(&container)?.discard(&prepared)?),
+            Request::Remove { container, prepared } => value(&self.remove(&container, &prepared)?),
             Request::Retire { left, keep } => value(&self.engine(&left.container)?.retire(&left, keep)?),
         }
     }
 
     fn discard(&mut self) -> Result<()> {
         match self.prepared.take() {
-            Some((wanted, prepared)) => self.engine(&wanted.container)?.discard(&prepared),
+            Some((wanted, prepared)) => self.remove(&wanted.container, &prepared),
             None => Ok(()),
         }
+    }
+
+    fn remove(&self, container: &str, prepared: &Prepared) -> Result<()> {
+        self.engine(container)?.discard(prepared)?;
+        // A receiver that lives removes it by itself.
+        let _ = StandbySocket::forget(&prepared.id);
+        Ok(())
     }
 
     /// The master is gone.
