@@ -118,8 +118,9 @@ pub fn notes(inspect: &Value) -> Vec<Note> {
     }
     if primary(inspect) == "bridge" {
         notes.push(Note {
-            what: "the default bridge gives it an address of the other host's choosing: established connections end"
-                .into(),
+            what:
+                "the default bridge gives it an address of the other host's choosing: if that is another one, it stays"
+                    .into(),
             place: "container".into(),
             remedy: "give it a network that spans both hosts: docker network create --subnet ..., docker run --network"
                 .into(),

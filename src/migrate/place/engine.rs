@@ -6,13 +6,16 @@
 //! ```
 //! Whenever a value here is dropped before [`Started::finish`], the engine's container goes.
 
+use std::fs::File;
 use std::io::Write;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::super::address::Interfaces;
 use super::super::disk::{self, Root};
 use super::super::engines::{Agent, Description, Prepared};
 use super::super::ledger::{self, Incoming};
@@ -148,6 +151,7 @@ impl ByEngine {
                 writer.say(&Keepalive {})?;
             }
         };
+        self.check_addresses(arrived.init)?;
         if let Some(files) = files {
             files.mounted(0, &arrived.rootfs)?;
         }
@@ -155,6 +159,26 @@ impl ByEngine {
         let root = arrived.dir.parent().map(Path::to_owned).unwrap_or_default();
         let made = ledger::ByEngine { container: self.wanted.container, prepared: self.prepared, root };
         Ok(Started { arrived: Some(arrived), agent: self.agent, _socket: socket, made, name: self.wanted.name })
+    }
+
+    /// The engine leads what it publishes to the addresses that it has given: those have to be the ones that arrive. `init` is the first
+    /// process.
+    fn check_addresses(&self, init: i32) -> Result<()> {
+        let wanted: Vec<IpAddr> = self.wanted.networks.iter().flat_map(|network| network.addresses.clone()).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let path = format!("/proc/{init}/ns/net");
+        let netns = File::open(&path).map_err(|e| Error::Other(format!("{path}: {e}")))?;
+        let given = Interfaces::read(netns.as_fd())?.addresses();
+        match wanted.iter().find(|address| !given.contains(address)) {
+            None => Ok(()),
+            Some(lacking) => Err(Error::Other(format!(
+                "{} is to have the address {lacking}, and the engine there gives it {given:?}; hint: the default bridge gives what it \
+                 likes: put the container into a network of its own",
+                self.wanted.name
+            ))),
+        }
     }
 }
 
