@@ -200,7 +200,7 @@ impl Collection {
 }
 
 /// Reads everything but pages and the queues of TCP connections.
-pub fn collect(frozen: &Frozen, subject: &Subject, mappings: &mut Mappings, depth: Depth) -> Result<Collection> {
+pub fn collect(frozen: &Frozen, subject: &Subject, mappings: &Mappings, depth: Depth) -> Result<Collection> {
     checks::namespaces(frozen)?;
     checks::sharing(frozen)?;
     checks::strangers(frozen)?;
@@ -345,7 +345,7 @@ fn process(
     task: &Task,
     mut entry: PstreeEntry,
     number: u32,
-    mappings: &mut Mappings,
+    mappings: &Mappings,
     files: &mut Files,
     filters: &mut SeccompEntry,
 ) -> Result<(Process, Host)> {

@@ -117,26 +117,14 @@ impl Departure {
         // What an earlier pre-dump has noted does not count here.
         drop(Session::take(&subject)?);
         let (session, mappings) = (Session::default(), Mappings::open());
-        let mut departure = Departure { subject, session, shared: HashMap::new(), mappings, brake: None, rounds: 0 };
-        departure.learn()?;
-        Ok(departure)
-    }
-
-    /// While it runs: what would take time in the freeze.
-    fn learn(&mut self) -> Result<()> {
-        let init = self.subject.init;
-        for pid in proc::cgroup_members(init).map_err(|e| Error::proc(init, e))? {
-            // One that ends meanwhile is nobody's concern.
-            let _ = self.mappings.learn(pid);
-        }
-        Ok(())
+        Ok(Departure { subject, session, shared: HashMap::new(), mappings, brake: None, rounds: 0 })
     }
 
     /// Stops the container for a moment and looks whether it has anything that cannot be carried.
-    pub fn verify(&mut self) -> Result<()> {
+    pub fn verify(&self) -> Result<()> {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
-        collect(&frozen, &self.subject, &mut self.mappings, Depth::Kinds).map(drop)
+        collect(&frozen, &self.subject, &self.mappings, Depth::Kinds).map(drop)
     }
 
     /// From now on the container is slowed down, but for the moments in which it is to stop, and for good.
@@ -172,7 +160,6 @@ impl Departure {
         drop(writer);
         self.rounds += 1;
         self.send_memory(&all, &ghosts, Scan::Track, missing, &mut sent, out)?;
-        self.learn()?;
         sent.took = started.elapsed();
         Ok(sent)
     }
@@ -186,7 +173,7 @@ impl Departure {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
         let at = Instant::now();
-        let mut all = collect(&frozen, &self.subject, &mut self.mappings, Depth::Memory)?;
+        let mut all = collect(&frozen, &self.subject, &self.mappings, Depth::Memory)?;
         for task in frozen.tasks.iter().filter(|t| !t.is_zombie()) {
             let memory = Memory::open(task.pid).map_err(|e| Error::proc(task.pid, e))?;
             let vmas = proc::maps(task.pid).map_err(|e| Error::proc(task.pid, e))?;
@@ -235,11 +222,11 @@ impl Departure {
         Ok(Stopped { departure: self, all, frozen, watch, writer, sent })
     }
 
-    fn try_stop(&mut self) -> Result<(Frozen<'static>, Collection, Duration)> {
+    fn try_stop(&self) -> Result<(Frozen<'static>, Collection, Duration)> {
         let mut frozen = Frozen::freeze(self.subject.init, None)?;
         frozen.run_out()?;
         let at = Instant::now();
-        let all = collect(&frozen, &self.subject, &mut self.mappings, Depth::Whole { keep_established: true })?;
+        let all = collect(&frozen, &self.subject, &self.mappings, Depth::Whole { keep_established: true })?;
         Ok((frozen, all, at.elapsed()))
     }
 

@@ -40,12 +40,8 @@ pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
         let name = proc::status(visitor.pid).and_then(|s| s.field("Name").map(str::to_owned)).unwrap_or_default();
         tracing::warn!("process {} ({name}) was started by exec: it is not in the checkpoint", visitor.pid);
     }
-    let mut all = collect(
-        &frozen,
-        &req.subject,
-        &mut Mappings::default(),
-        Depth::Whole { keep_established: req.tcp_established },
-    )?;
+    let mut all =
+        collect(&frozen, &req.subject, &Mappings::default(), Depth::Whole { keep_established: req.tcp_established })?;
     let started = Instant::now();
     let mut report = DumpReport { freezing: frozen.freezing, ..DumpReport::default() };
     write_pages(req.subject.init, &all, tracking.is_some(), &mut *sink, &mut report, req.progress)?;

@@ -49,7 +49,7 @@ enum Matter {
 }
 
 impl Matter {
-    fn to_bytes(self) -> Vec<u8> {
+    fn into_bytes(self) -> Vec<u8> {
         Word { matter: Some(self) }.encode_to_vec()
     }
 }
@@ -90,7 +90,7 @@ impl Leaving {
 
     /// What the destination makes early.
     pub fn addresses(&self) -> Vec<u8> {
-        Matter::Interfaces(self.interfaces.to_bytes()).to_bytes()
+        Matter::Interfaces(self.interfaces.to_bytes()).into_bytes()
     }
 
     /// Shortly before the freeze: makes ready all that takes time.
@@ -112,7 +112,7 @@ impl Leaving {
         let addresses = self.interfaces.addresses();
         let mut all = conntrack::read(host()?.as_fd(), &addresses)?.to_messages();
         all.extend(conntrack::read(self.netns.as_fd(), &addresses)?.to_messages());
-        Ok(all.into_iter().map(|entries| Matter::Tracked(entries).to_bytes()).collect())
+        Ok(all.into_iter().map(|entries| Matter::Tracked(entries).into_bytes()).collect())
     }
 
     /// From now on nothing that comes reaches the container, and all of it is kept. Just before its sockets are read.
@@ -138,7 +138,7 @@ impl Leaving {
         if frames.lost > 0 {
             tracing::warn!("{} frames that came during the move are lost; TCP sends again", frames.lost);
         }
-        Ok((!frames.frames.is_empty()).then(|| Matter::Frames(frames.to_bytes()).to_bytes()))
+        Ok((!frames.frames.is_empty()).then(|| Matter::Frames(frames.to_bytes()).into_bytes()))
     }
 
     /// The right to run is given up: from now on the silence does not end with this process. Takes some 50 us.

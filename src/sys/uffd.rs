@@ -62,15 +62,16 @@ impl AsFd for Uffd {
 impl Uffd {
     /// Whether this kernel can track writes as [`Uffd::tracking`] asks for.
     pub fn can_track() -> bool {
+        Uffd::open().is_ok_and(|fd| Uffd::tracking(fd).is_ok())
+    }
+
+    /// For memory of our own, as [`OPEN_FLAGS`] are for that of another.
+    pub(super) fn open() -> io::Result<OwnedFd> {
         // SAFETY: no pointers; the result is a descriptor of ours alone.
-        let fd = unsafe {
+        unsafe {
             let fd = libc::syscall(libc::SYS_userfaultfd, OPEN_FLAGS);
-            if fd < 0 {
-                return false;
-            }
-            OwnedFd::from_raw_fd(fd as libc::c_int)
-        };
-        Uffd::tracking(fd).is_ok()
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as libc::c_int)) }
+        }
     }
 
     /// For dirty tracking: writes to protected pages go on at once and are remembered.

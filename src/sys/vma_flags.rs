@@ -1,7 +1,11 @@
-//! `vm_flags` of mappings, from an iterator over them in the kernel (Documentation/bpf/bpf_iterators.rst, since 5.12; of one
-//! task, since 6.1). `/proc/PID/smaps` says the same, but walks the page tables for it.
+//! Mappings with their flags, from an iterator over them in the kernel (Documentation/bpf/bpf_iterators.rst, since 5.12; of one
+//! task, since 6.1). `/proc/PID/smaps` says the same, but walks the page tables for it, and holds the mappings' lock meanwhile.
+//!
+//! What a bit of `vm_flags` means is the kernel's own affair, so it is asked: smaps names the bits that are set in ascending
+//! order (show_smap_vma_flags of fs/proc/task_mmu.c), and what our own small mappings are called tells the names of all bits in them.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,6 +14,8 @@ use libc::pid_t;
 
 use super::bpf::{Instruction, bpf};
 use super::btf::Btf;
+use super::proc::{self, Vma};
+use super::uffd::Uffd;
 
 // enum bpf_cmd, bpf_prog_type, bpf_attach_type; include/uapi/linux/bpf.h.
 const BPF_PROG_LOAD: libc::c_int = 5;
@@ -23,12 +29,12 @@ const SEQ_WRITE: i32 = 127;
 /// The kernel's own buffer for an iterator (kernel/bpf/bpf_iter.c), in bytes: for some 1300 mappings.
 const ONE_READ: usize = 32 << 10;
 
-/// A mapping: its bounds, and `vm_flags`, whose bits are the kernel's own affair.
+/// A mapping: its bounds, and `vm_flags`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RawVma {
-    pub start: u64,
-    pub end: u64,
-    pub flags: u64,
+struct RawVma {
+    start: u64,
+    end: u64,
+    flags: u64,
 }
 
 /// union bpf_attr for BPF_PROG_LOAD, as far as it is needed.
@@ -75,6 +81,8 @@ const _: () = assert!(size_of::<Link>() == 32);
 #[derive(Debug)]
 pub struct VmaFlags {
     program: OwnedFd,
+    /// By the bit's number.
+    names: BTreeMap<u32, [u8; 2]>,
 }
 
 impl VmaFlags {
@@ -99,16 +107,52 @@ impl VmaFlags {
         };
         // SAFETY: the kernel reads the attributes, and through them the program and the license, which live until the
         // call returns.
-        Ok(VmaFlags { program: unsafe { bpf(BPF_PROG_LOAD, &load) }? })
+        let mut this = VmaFlags { program: unsafe { bpf(BPF_PROG_LOAD, &load) }?, names: BTreeMap::new() };
+        this.learn()?;
+        Ok(this)
     }
 
-    /// All mappings of a process in ascending order, without `[vsyscall]`, which is none of its own.
-    ///
-    /// None for a process that is gone.
+    /// Learns the names of bits from mappings of our own that have as many of them as can be had.
+    fn learn(&mut self) -> io::Result<()> {
+        let own = std::process::id().cast_signed();
+        let samples = Samples::make()?;
+        let (raw, smaps) = (self.raw(own)?, proc::smaps(own)?);
+        drop(samples);
+        for vma in smaps {
+            let Some(raw) = raw.iter().find(|raw| (raw.start, raw.end) == (vma.start, vma.end)) else { continue };
+            let bits: Vec<u32> = (0..u64::BITS).filter(|bit| raw.flags >> bit & 1 != 0).collect();
+            // A bit without a name would shift those above it.
+            if bits.len() == vma.flags.len() {
+                self.names.extend(bits.into_iter().zip(vma.flags));
+            }
+        }
+        Ok(())
+    }
+
+    /// All mappings of a process that stands still, as [`proc::smaps`] gives them.
     ///
     /// # Errors
-    /// What bpf(2) says; `InvalidData` where there are so many that they cannot be read at once.
-    pub fn read(&self, pid: pid_t) -> io::Result<Vec<RawVma>> {
+    /// What bpf(2) or proc says; `InvalidData` where it cannot be known in this way.
+    pub fn read(&self, pid: pid_t) -> io::Result<Vec<Vma>> {
+        let raw = self.raw(pid)?;
+        let mut all = proc::maps(pid)?;
+        // `[vsyscall]`, which is none of its own, comes last.
+        let own = all.iter_mut().filter(|vma| vma.name != b"[vsyscall]");
+        let mut counted = 0;
+        for (vma, raw) in own.zip(&raw) {
+            counted += 1;
+            let unknown = || io::Error::new(ErrorKind::InvalidData, format!("vm_flags {:#x}", raw.flags));
+            if (vma.start, vma.end) != (raw.start, raw.end) {
+                return Err(unknown());
+            }
+            let bits = (0..u64::BITS).filter(|bit| raw.flags >> bit & 1 != 0);
+            vma.flags = bits.map(|bit| self.names.get(&bit).copied().ok_or_else(unknown)).collect::<io::Result<_>>()?;
+        }
+        if counted == raw.len() && all.len() <= counted + 1 { Ok(all) } else { Err(ErrorKind::InvalidData.into()) }
+    }
+
+    /// All mappings of a process in ascending order, without `[vsyscall]`. None for a process that is gone.
+    fn raw(&self, pid: pid_t) -> io::Result<Vec<RawVma>> {
         // union bpf_iter_link_info: task.tid is its first word.
         let task: [u32; 4] = [pid.cast_unsigned(), 0, 0, 0];
         let link = Link {
@@ -146,6 +190,82 @@ impl VmaFlags {
     }
 }
 
+/// Mappings of our own, one with each flag that a program can ask for.
+struct Samples {
+    start: *mut libc::c_void,
+    len: usize,
+    /// Their marks go with them.
+    uffds: Vec<Uffd>,
+}
+
+impl Samples {
+    fn make() -> io::Result<Samples> {
+        const PAGE: usize = 4096;
+        let advice = [
+            libc::MADV_RANDOM,
+            libc::MADV_SEQUENTIAL,
+            libc::MADV_DONTFORK,
+            libc::MADV_DONTDUMP,
+            libc::MADV_MERGEABLE,
+            libc::MADV_HUGEPAGE,
+            libc::MADV_NOHUGEPAGE,
+            libc::MADV_WIPEONFORK,
+        ];
+        let kinds = [
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+            libc::MAP_PRIVATE | libc::MAP_GROWSDOWN,
+            libc::MAP_SHARED,
+            libc::MAP_DROPPABLE,
+        ];
+        // A hole between any two.
+        let len = (advice.len() + kinds.len() + 3) * 2 * PAGE;
+        let (none, all) = (libc::PROT_NONE, libc::PROT_READ | libc::PROT_WRITE);
+        let anonymous = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+        // SAFETY: a new mapping, where the kernel finds room.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, none, anonymous | libc::MAP_NORESERVE, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mut samples = Samples { start, len, uffds: Vec::new() };
+        let mut places = (0..len).step_by(2 * PAGE).map(|offset| start.wrapping_byte_add(offset));
+        let mut place = |kind: libc::c_int| {
+            let at = places.next()?;
+            // SAFETY: a page of our own reservation is replaced, which nobody else knows. What the kernel cannot do is left out.
+            let made = unsafe { libc::mmap(at, PAGE, all, kind | libc::MAP_ANONYMOUS | libc::MAP_FIXED, -1, 0) };
+            (made == at).then_some(at)
+        };
+        for kind in kinds {
+            place(kind);
+        }
+        for advice in advice {
+            if let Some(at) = place(libc::MAP_PRIVATE) {
+                // SAFETY: advice about a page of our own, without content.
+                unsafe { libc::madvise(at, PAGE, advice) };
+            }
+        }
+        if let Some(at) = place(libc::MAP_PRIVATE) {
+            // SAFETY: as above; it ends with the mapping.
+            unsafe { libc::mlock(at, PAGE) };
+        }
+        for tracked in [true, false] {
+            let Some(at) = place(libc::MAP_PRIVATE).map(|at| at as u64) else { continue };
+            let uffd = Uffd::open().and_then(if tracked { Uffd::tracking } else { Uffd::filling });
+            let Ok(uffd) = uffd else { continue };
+            let end = at + PAGE as u64;
+            let _ = if tracked { uffd.track(at, end) } else { uffd.fillable(at, end) };
+            samples.uffds.push(uffd);
+        }
+        Ok(samples)
+    }
+}
+
+impl Drop for Samples {
+    fn drop(&mut self) {
+        // SAFETY: our own reservation, to which nobody has a reference.
+        unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
 /// Writes three words for each mapping. The context is a struct bpf_iter__task_vma: meta, task, vma; meta's first member is
 /// the file to write to.
 fn program(start: u16, end: u16, flags: u16) -> Vec<Instruction> {
@@ -173,50 +293,57 @@ fn program(start: u16, end: u16, flags: u16) -> Vec<Instruction> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::proc;
+
+    fn open() -> Option<VmaFlags> {
+        VmaFlags::open().inspect_err(|e| println!("SKIP no iterators over mappings: {e}")).ok()
+    }
 
     #[test]
-    fn flags_tell_apart_what_smaps_tells_apart() {
-        let flags = match VmaFlags::open() {
-            Ok(flags) => flags,
-            Err(e) => {
-                println!("SKIP no iterators over mappings: {e}");
-                return;
-            }
-        };
+    fn what_smaps_says() {
+        let Some(flags) = open() else { return };
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id().cast_signed();
         // Past its exec, and its start.
         let mut before = Vec::new();
-        let (raw, smaps) = loop {
-            let (raw, smaps) = (flags.read(pid), proc::smaps(pid).unwrap());
-            match raw {
-                Ok(raw) if raw == before && !smaps.is_empty() => break (raw, smaps),
-                raw => before = raw.unwrap_or_default(),
+        let (read, smaps) = loop {
+            let smaps = proc::smaps(pid).unwrap();
+            let read = flags.read(pid);
+            if smaps == before {
+                break (read, smaps);
             }
+            before = smaps;
             std::thread::sleep(std::time::Duration::from_millis(20));
         };
         child.kill().unwrap();
         child.wait().unwrap();
-        let own: Vec<_> = smaps.iter().filter(|v| v.name != b"[vsyscall]").collect();
-        let bounds: Vec<_> = own.iter().map(|v| (v.start, v.end)).collect();
-        assert!(raw.iter().map(|v| (v.start, v.end)).eq(bounds.iter().copied()), "{raw:x?}\n{bounds:x?}");
-        for (a, x) in raw.iter().zip(&own) {
-            for (b, y) in raw.iter().zip(&own) {
-                if a.flags == b.flags {
-                    assert_eq!(x.flags, y.flags, "{a:x?} {b:x?}");
-                }
-            }
+        // `[vsyscall]` has none that we could know.
+        let own = |all: Vec<Vma>| all.into_iter().filter(|v| v.name != b"[vsyscall]").collect::<Vec<_>>();
+        assert_eq!(own(read.unwrap()), own(smaps));
+        assert_eq!(flags.raw(i32::MAX).unwrap(), []);
+    }
+
+    #[test]
+    fn every_flag_that_can_be_asked_for_has_a_name() {
+        let Some(flags) = open() else { return };
+        let names: Vec<[u8; 2]> = flags.names.values().copied().collect();
+        for name in
+            [b"rd", b"wr", b"ex", b"sh", b"gd", b"lo", b"sr", b"rr", b"dc", b"ac", b"nr", b"dd", b"wf", b"uw", b"um"]
+        {
+            assert!(
+                names.contains(name),
+                "{}: {}",
+                String::from_utf8_lossy(name),
+                String::from_utf8_lossy(&names.concat())
+            );
         }
-        assert_eq!(flags.read(i32::MAX).unwrap(), []);
     }
 
     /// More than the kernel's buffer holds are read whole, or not at all.
     #[test]
     fn many_mappings() {
         use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
-        let Ok(flags) = VmaFlags::open() else { return };
-        let len = 6000 * 4096usize;
+        let Some(flags) = open() else { return };
+        let (len, own) = (6000 * 4096usize, std::process::id().cast_signed());
         // SAFETY: memory that only this test knows.
         unsafe {
             let at =
@@ -224,11 +351,10 @@ mod tests {
             for page in (0..len).step_by(8192) {
                 mprotect(at.byte_add(page), 4096, ProtFlags::PROT_NONE).unwrap();
             }
-            let (raw, maps) =
-                (flags.read(std::process::id().cast_signed()), proc::maps(std::process::id().cast_signed()));
+            let raw = flags.raw(own);
             munmap(at, len).unwrap();
             match raw {
-                Ok(raw) => assert!(raw.len() > 6000 && raw.len() >= maps.unwrap().len() - 1),
+                Ok(raw) => assert!(raw.len() > 6000),
                 Err(e) => assert_eq!(e.kind(), ErrorKind::InvalidData, "{e}"),
             }
         }
