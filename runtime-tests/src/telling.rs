@@ -8,12 +8,13 @@ use serde_json::Value;
 /// A line that is none of an event.
 pub fn tell(line: &str) -> serde_json::Result<()> {
     let event: Value = serde_json::from_str(line)?;
+    let number = |name: &str| event[name].as_u64().unwrap_or(0);
     let ms = |name: &str| event[name].as_f64().unwrap_or(0.0) / 1000.0;
     match event["event"].as_str() {
         Some("round") => println!(
             "round {:<4}{:>10} pages{:>10.1} MiB{:>10.1} ms{:>8.1} ms stopped",
-            event["round"],
-            event["pages"],
+            number("round"),
+            number("pages"),
             event["bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
             ms("duration_us"),
             ms("frozen_us")

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use runtime_tests::command;
-use runtime_tests::engines::{Engine, Engines, Pair};
+use runtime_tests::engines::{BUSYBOX, Engine, Engines, Pair};
 use runtime_tests::redis::Writer;
 
 /// Slow enough to be killed in the middle.
@@ -136,7 +136,7 @@ fn what_does_not_come_to_its_end_leaves_nothing() {
     }
 
     // A name that is in use there.
-    b.ok(DOCKER, &["create", "--name", "web", runtime_tests::engines::BUSYBOX, "true"]);
+    b.ok(DOCKER, &["create", "--name", "web", BUSYBOX, "true"]);
     let refused = pair.migrate(a, "docker://web", "ssh://b", &[]).failed();
     assert!(refused.err.contains("a container web is there already (rename or remove it)"), "{refused}");
     b.ok(DOCKER, &["rm", "web"]);
@@ -169,4 +169,38 @@ fn what_does_not_come_to_its_end_leaves_nothing() {
     pair.migrate(a, "docker://pages", "ssh://b", &[]).ok();
     let page = pair.client.within(|| command::tool("busybox wget -q -O - http://10.88.0.202:8080/etc/passwd"));
     assert!(page.out.contains("root:x:0:0"), "{page}");
+}
+
+/// Writes below `/`, all the time: a line for each step, and files and directories that come and go.
+const SCRIBE: &str = "i=0; while :; do i=$((i+1)); echo $i >>/log; echo $i >/tmp/f$((i%50)); rm -f /tmp/f$(((i+25)%50)); \
+    mkdir -p /d$((i%7))/sub; rm -rf /d$(((i+3)%7)); rm -f /bin/ar; echo $i >/etc/group; mv /etc/group /etc/passwd; done";
+
+#[test]
+fn files_that_are_written_meanwhile_arrive() {
+    if !Pair::is_possible(DOCKER) {
+        return;
+    }
+    let pair = Pair::start("writes");
+    let (a, b) = (&pair.a, &pair.b);
+    a.import_busybox(DOCKER);
+    a.ok(DOCKER, &["run", "--detach", "--name", "scribe", "--network", "none", BUSYBOX, "sh", "-c", SCRIBE]);
+    let lines_of = |host: &Engines| host.ok(DOCKER, &["exec", "scribe", "cat", "/log"]).lines().count();
+    let mut before = 0;
+    for (from, to, host) in [(a, b, "ssh://b"), (b, a, "ssh://a")] {
+        before = before.max(lines_of(from));
+        pair.migrate(from, "docker://scribe", host, &[]).ok();
+        let log = to.ok(DOCKER, &["exec", "scribe", "cat", "/log"]);
+        assert!(log.lines().count() > before && log.lines().zip(1..).all(|(line, n)| line == n.to_string()), "{log}");
+        before = log.lines().count();
+        to.ok(DOCKER, &["pause", "scribe"]);
+        let merged = to.ok(DOCKER, &["inspect", "--format", "{{.GraphDriver.Data.MergedDir}}", "scribe"]);
+        let look = format!(
+            "cd {merged} && test ! -e bin/ar && ls -d d? | wc -l && ls tmp | wc -l && cat etc/passwd && ls -A | grep -c lmrun; true"
+        );
+        let seen = to.perform("sh", &["-c", &look]).ok().out;
+        let seen: Vec<usize> = seen.lines().map(|line| line.parse().unwrap()).collect();
+        let [dirs, files, written, ours] = seen[..] else { panic!("{seen:?}") };
+        assert!((3..=5).contains(&dirs) && (23..=27).contains(&files) && written >= before && ours == 0, "{seen:?}");
+        to.ok(DOCKER, &["unpause", "scribe"]);
+    }
 }
