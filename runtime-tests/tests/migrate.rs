@@ -40,3 +40,22 @@ fn a_redis_moves_between_paired_hosts_over_tls() {
     let audit = record.audit(&mut migration.connect().unwrap()).unwrap();
     assert_eq!(audit, (0, 0, 0));
 }
+
+#[test]
+fn a_look_and_what_is_not_there_yet_change_nothing() {
+    let hosts = Hosts::new();
+    let migration = Migration::start(&hosts, &Runtime::Lmrun).unwrap();
+    let writer = Writer::start(migration.connect().unwrap());
+    let said = migration.migrate(&["--check"]).unwrap();
+    assert!(said.iter().any(|line| line.contains(r#""event":"verified""#)), "{said:?}");
+    assert!(said.iter().all(|line| !line.contains(r#""event":"moved""#)), "{said:?}");
+    for flags in [&["--post-copy"][..], &["--offline"], &["--streams", "2"]] {
+        let refused = migration.migrate(flags).unwrap_err().to_string();
+        assert!(refused.contains("is not supported yet"), "{flags:?}: {refused}");
+    }
+    // It moves all the same afterwards.
+    migration.migrate(&["--compress", "zstd", "--bandwidth", "1Gbit"]).unwrap();
+    let record = writer.finish();
+    assert_eq!(record.failure, None);
+    assert_eq!(record.audit(&mut migration.connect().unwrap()).unwrap(), (0, 0, 0));
+}

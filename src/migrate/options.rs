@@ -79,6 +79,7 @@ impl Options {
     pub fn check_supported(&self) -> Result<(), super::Error> {
         let lacking = match self {
             Options { post_copy: true, .. } => "--post-copy",
+            Options { offline: true, .. } => "--offline",
             Options { streams: 2.., .. } => "--streams above 1",
             _ => return Ok(()),
         };

@@ -66,9 +66,7 @@ pub fn run(
     session.prepare(&mut subject, &accept).map_err(|e| session.untouched(e))?;
     session.send_addresses(&subject.leaving).map_err(|e| session.untouched(e))?;
     let mut missing = Vec::new();
-    if !options.offline {
-        session.pre_copy(&mut departure, &subject.leaving, &mut missing, options).map_err(|e| session.running(e))?;
-    }
+    session.pre_copy(&mut departure, &subject.leaving, &mut missing, options).map_err(|e| session.running(e))?;
     let held = session.freeze(&mut departure, &subject.leaving, &missing).map_err(|e| session.running(e))?;
     let summary = session.hand_over(held, &mut subject, destination, options)?;
     drop(departure);
