@@ -19,7 +19,7 @@ use super::{Error, Result, disk, network, preflight, settle};
 use crate::engine::standby::Standby;
 use crate::engine::{ClockOffsets, Peers, Puppet};
 use crate::image::pages::{PAGE_SIZE, PagesOf, Span};
-use crate::runtime::{Process, Store};
+use crate::runtime::Store;
 use crate::sys::clock;
 
 /// How often the clocks are compared; the quickest answer counts.
@@ -64,8 +64,7 @@ struct Undecided<'a> {
 impl<'a> Undecided<'a> {
     fn open(store: &Store, token: &'a str, id: &str) -> Result<Self> {
         let incoming = Incoming::default();
-        let owner = Process::own();
-        incoming.open(token, &Arrival { id: id.to_owned(), root: store.root().to_owned(), owner })?;
+        incoming.open(token, &Arrival::own(id, store.root())?)?;
         Ok(Undecided { incoming, token })
     }
 

@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,26 @@ pub struct Arrival {
     pub root: PathBuf,
     /// The lmrun that receives it.
     pub owner: Process,
+    /// The inode of the pid namespace that the owner's pid is of.
+    pub pid_namespace: u64,
+}
+
+impl Arrival {
+    /// Of a container that this process receives.
+    pub fn own(id: &str, root: &Path) -> Result<Arrival> {
+        let (id, root) = (id.to_owned(), root.to_owned());
+        Ok(Arrival { id, root, owner: Process::own(), pid_namespace: pid_namespace()? })
+    }
+
+    /// Whether it is known that nobody receives the container any more.
+    pub fn is_orphaned(&self) -> bool {
+        pid_namespace().is_ok_and(|own| own == self.pid_namespace) && !self.owner.is_alive()
+    }
+}
+
+fn pid_namespace() -> Result<u64> {
+    let path = Path::new("/proc/self/ns/pid");
+    Ok(fs::metadata(path).map_err(at(path))?.ino())
 }
 
 /// Where a destination keeps the records of each round until the container is complete. Its name is no id.
@@ -268,7 +288,7 @@ mod tests {
     }
 
     fn arrival() -> Arrival {
-        Arrival { id: "web1".into(), root: "/run/lmrun".into(), owner: Process::own() }
+        Arrival::own("web1", Path::new("/run/lmrun")).unwrap()
     }
 
     #[test]
@@ -289,6 +309,14 @@ mod tests {
         assert_eq!(Note::read(&dir.0).unwrap(), None);
         fs::write(dir.0.join(NOTE), "{").unwrap();
         assert!(Note::read(&dir.0).is_err(), "a note that cannot be read is not none");
+    }
+
+    #[test]
+    fn an_owner_is_judged_in_its_own_pid_namespace() {
+        let own = arrival();
+        let dead = Arrival { owner: Process { start_time: own.owner.start_time + 1, ..own.owner }, ..own.clone() };
+        assert!(!own.is_orphaned() && dead.is_orphaned());
+        assert!(!Arrival { pid_namespace: 1, ..dead }.is_orphaned());
     }
 
     #[test]

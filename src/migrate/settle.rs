@@ -114,7 +114,7 @@ pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
         let aborted = incoming.decide(token, Verdict::Aborted)?;
         entry = if aborted { Entry::Aborted } else { Entry::Running };
     }
-    let process = arrival.as_ref().is_some_and(|arrival| arrival.owner.is_alive());
+    let process = arrival.as_ref().is_some_and(|arrival| !arrival.is_orphaned());
     let (actions, verdict) = at_destination(entry, process);
     let by_engine = incoming.by_engine(token)?;
     for action in actions {
@@ -163,7 +163,7 @@ fn unmake_records(arrival: &Arrival, token: &str) -> Result<()> {
 /// A container that has come to run is heard, if whoever was to see to that is gone.
 fn speak(arrival: &Arrival) -> Result<()> {
     match departure::init(&Store::new(&arrival.root), &arrival.id) {
-        Ok(init) if !arrival.owner.is_alive() => Ok(network::hear_again(init)?),
+        Ok(init) if arrival.is_orphaned() => Ok(network::hear_again(init)?),
         _ => Ok(()),
     }
 }
@@ -181,7 +181,7 @@ fn on_own(arrival: &Arrival, act: impl FnOnce(&Store, &str) -> runtime::Result<(
 /// Removes what earlier migrations to this host have left whose processes were killed. What cannot be removed waits for the next.
 pub fn sweep(incoming: &Incoming) {
     let swept = incoming.all().map_err(Error::from).and_then(|all| {
-        all.into_iter().filter(|(.., arrival)| !arrival.owner.is_alive()).try_for_each(|(token, entry, arrival)| {
+        all.into_iter().filter(|(.., arrival)| arrival.is_orphaned()).try_for_each(|(token, entry, arrival)| {
             match entry {
                 // Its source may still ask.
                 Entry::Running => unmake_records(&arrival, &token),
