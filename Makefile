@@ -7,6 +7,7 @@ PREFIX  ?= /usr/local
 BENCH   ?=
 CONFORMANCE ?=
 ENGINES ?=
+FAULTS  ?=
 # Seconds for each of what is fuzzed.
 FUZZ    ?= 60
 TOOLS   := runtime-tests/tools.sh
@@ -23,7 +24,7 @@ EXPECTED ?= no CRIU 4.x
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help fuzz manual deb test-deb install-docker demo demo-docker bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help fuzz manual deb test-deb install-docker demo demo-docker bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines test-faults test-there-and-back unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -41,8 +42,8 @@ demo-docker: all ## The same between two Docker hosts
 	cargo build --release --locked -p runtime-tests --bin demo_docker
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/demo_docker
 
-bench-migrate: all tools-test ## Moves of a Redis by lmrun, and by runc + CRIU where they are on the PATH, as a table (BENCH: flags)
-	cargo build --release --locked -p runtime-tests --bin bench_migrate
+bench-migrate: all tools-test ## lmrun migrate against its bars, and runc + CRIU where they are on the PATH, as a table (BENCH: flags)
+	cargo build --release --locked -p runtime-tests --bin bench_migrate --bin bench_guest --bin ssh_stand_in
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/bench_migrate $(BENCH)
 
 bench-lifecycle: all tools-test ## A container's life, exec, state, peak memory, beside runc and crun where installed, as a table (BENCH: flags)
@@ -83,6 +84,14 @@ test-engines: all ## Docker, containerd and Podman, old and new, drive lmrun wit
 	LMRUN=$(CURDIR)/$(BINARY) cargo test --locked -p runtime-tests --test engines -- --test-threads=1
 	cargo build --release --locked -p runtime-tests --bin engines
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/engines $(ENGINES)
+
+test-faults: all tools-test ## kill -9, cut links, full disks and others at 200 random moments of a move (FAULTS: flags)
+	cargo build --release --locked -p runtime-tests --bin faults --bin ssh_stand_in
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/faults $(FAULTS)
+
+test-there-and-back: all tools-test ## A Redis with a client moves back and forth 100 times: nothing grows
+	cargo build --release --locked -p runtime-tests --bin there_and_back --bin ssh_stand_in
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/there_and_back
 
 fuzz: all tools-test ## Hostile input for FUZZ (60) seconds each: config.json, seccomp profiles, images, the page server
 	cargo build --locked -p runtime-tests --bin fuzz --bin workload

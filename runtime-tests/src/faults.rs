@@ -423,7 +423,9 @@ impl<'a> Scene<'a> {
     fn again(&mut self) -> Result<(), String> {
         let moved = self.journey.migrate(&[]).map_err(|e| format!("the next move: {e}"))?;
         for (phase, took) in durations(&moved.events) {
-            self.usual.insert(phase, took);
+            // One that took long is the exception.
+            let usual = self.usual.entry(phase).or_insert(took);
+            *usual = (*usual * 3 + took.min(*usual * 2)) / 4;
         }
         self.serves().map_err(|e| format!("after the next move: {e}"))?;
         let begin = Instant::now();

@@ -26,3 +26,4 @@ pub mod runtimes;
 pub mod shell;
 pub mod stats;
 pub mod telling;
+pub mod there_and_back;
