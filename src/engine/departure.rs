@@ -487,10 +487,11 @@ impl Held {
 
     /// From now on it neither runs nor is heard of even if we die.
     pub fn give_up(&mut self, freezer: Box<dyn Freezer>) -> Result<()> {
-        self.bracket.persist()?;
+        // In this order: it must not run in a silence that nobody ends.
         let freeze = freezer.freeze();
         self.given_up = Some(GivenUp(freezer));
-        freeze.map_err(Error::system("freeze the container's cgroup"))
+        freeze.map_err(Error::system("freeze the container's cgroup"))?;
+        self.bracket.persist()
     }
 
     /// Takes [`Held::give_up`] back; dropped then, it runs on.

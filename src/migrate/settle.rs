@@ -87,7 +87,11 @@ pub fn here(store: &Store, container: &Container) -> std::result::Result<String,
 fn carry_out(store: &Store, id: &str, owner: Option<&mut Owner>, note: &Note, action: source::Action) -> Result<()> {
     use source::Action::*;
     if let (EndContainer, Some(owner)) = (action, owner) {
-        let init = departure::init(store, id)?;
+        let init = match departure::init(store, id) {
+            // Its engine knows already.
+            Err(runtime::Error::NotRunning) => return Ok(()),
+            init => init?,
+        };
         let mut killed = Ok(());
         owner.retire(note.keep_source, init, || killed = departure::kill(store, id))?;
         return Ok(killed?);

@@ -30,7 +30,8 @@ impl AtSource {
             // It was ended because it runs there, or has died in its sleep: what is left of it goes, too.
             AtSource { alive: false, .. } => Next::Do(vec![source::Action::EndContainer, source::Action::RemoveNote]),
             // The commit is only said when the container is frozen; or it was thawed because the verdict was known.
-            AtSource { frozen: false, .. } => Next::Do(vec![source::Action::RemoveNote]),
+            // Whoever thawed it may have been killed before it was heard again.
+            AtSource { frozen: false, .. } => Next::Do(vec![source::Action::ThawCgroup, source::Action::RemoveNote]),
             _ => Next::Ask,
         }
     }
