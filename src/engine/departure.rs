@@ -198,7 +198,7 @@ impl Departure {
     /// What cannot be carried. What was just on its way (a connection that nobody has accepted yet) has been given time to
     /// arrive.
     pub fn stop(&mut self, extra: &[(String, Vec<u8>)]) -> Result<Stopped<'_>> {
-        let watch = Watch::prepare(&self.subject, true)?;
+        let watch = Watch::prepare(&self.subject, true, false)?;
         let writer = self.writer("leaving")?;
         for (name, content) in extra {
             writer.raw_file(name, content)?;

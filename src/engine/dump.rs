@@ -28,7 +28,7 @@ use crate::sys::{proc, sysv};
 pub fn dump(mut req: DumpRequest<'_>) -> Result<DumpReport> {
     let writer = ImageWriter::create(&req.images, req.parent.as_deref())?;
     let tracking = Tracking::of_parent(&req.subject, writer.parent())?;
-    let watch = Watch::prepare(&req.subject, req.tcp_established)?;
+    let watch = Watch::prepare(&req.subject, req.tcp_established, req.hold_at_bridges)?;
     let mut sink: Box<dyn PageSink> = match req.pages.take() {
         Some(elsewhere) => elsewhere,
         None => Box::new(LocalPages::new(&writer)),

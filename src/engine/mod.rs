@@ -26,7 +26,7 @@ mod tree;
 pub use dump::dump;
 pub use error::{Error, Result, Why};
 pub use freeze::Freezer;
-pub use network::{Peers, revive, take_back};
+pub use network::{Peers, leave_bridges, revive, take_back};
 pub use plan::{Plan, plan};
 pub use rebuild::{Detached, Ready, RestoreReport};
 pub use track::{can_track, pre_dump};
@@ -76,6 +76,9 @@ pub struct DumpRequest<'a> {
     /// if it goes on.
     pub paused: Option<&'a dyn Freezer>,
     pub tcp_established: bool,
+    /// The container's engine will connect it again before it has it restored: peers are kept away at the host's bridges
+    /// until then, though not for long.
+    pub hold_at_bridges: bool,
     /// Files of the runtime that belong into the image directory: name and content.
     pub extra_files: Vec<(String, Vec<u8>)>,
     /// Where pages go: None is the image directory itself.

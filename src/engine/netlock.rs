@@ -2,32 +2,38 @@
 //!
 //! One nftables table in the container's network namespace, made by one netlink batch. It holds still the
 //! connections it was given and nothing else: the namespace may be shared, and the pages may be
-//! travelling through it. There are two sorts of table:
+//! travelling through it. There are three sorts of table:
 //!
 //! * `lmrun-ID-PID` is owned by the process that made it; the kernel removes it when that process ends, however
 //!   it ends ([`NetLock`]).
 //! * `lmrun-ID` stays when the container has left ([`Nft::hold`]), so that its peers meet silence and not a
 //!   reset until the connections live elsewhere; its entries expire.
+//! * `lmrun-ID-until-SECOND` does the same at the ports of the host's bridges ([`Nft::hold_at_bridges`]), for an engine that removes
+//!   the container's namespace and connects a new one before it calls any runtime. `SECOND` is of CLOCK_BOOTTIME: the
+//!   entries have expired then, and whoever looks at such tables next removes it.
 //!
 //! Message and attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
 
+use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use crate::sys::netlink::{Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
-use crate::sys::netns;
+use crate::sys::netlink::{self, Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
+use crate::sys::{clock, netns};
 
 const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_BRIDGE: u8 = 7;
 const NFPROTO_IPV6: u8 = 10;
 const SUBSYSTEM: u16 = 10;
 
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEWTABLE: u16 = SUBSYSTEM << 8;
+const GETTABLE: u16 = SUBSYSTEM << 8 | 1;
 const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
 const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
@@ -61,6 +67,8 @@ pub struct Connection {
 pub enum Error {
     #[error("network namespace")]
     Namespace(#[source] io::Error),
+    #[error("nftables: list the tables of bridges")]
+    List(#[source] io::Error),
     #[error("nftables: {what} {table}")]
     Table { what: &'static str, table: String, source: io::Error },
 }
@@ -82,15 +90,19 @@ impl Nft {
         socket.map(Self).map_err(Error::Namespace)
     }
 
+    /// Opens the filter of the network namespace that we are in.
+    pub fn here() -> Result<Self, Error> {
+        NetlinkSocket::netfilter().map(Self).map_err(Error::Namespace)
+    }
+
     /// Stops the segments of `connections`, both ways, until the value that is returned is released or this
     /// process ends.
     pub fn lock(self, id: &str, connections: &[Connection]) -> Result<NetLock, Error> {
         let table = format!("lmrun-{id}-{}", std::process::id());
-        let mut batch = Batch::default();
-        begin(&mut batch);
-        add_table(&mut batch, &table, TABLE_OWNER, NLM_F_EXCL);
-        add_locks(&mut batch, &table, connections, None);
-        self.commit(batch, "add table", &table)?;
+        let mut request = Request::begin(&ENDS, &table);
+        request.add_table(TABLE_OWNER, NLM_F_EXCL);
+        request.add_locks(connections, None);
+        self.commit(request, "add table")?;
         Ok(NetLock { nft: self, table })
     }
 
@@ -98,30 +110,64 @@ impl Nft {
     /// Replaces what an earlier call for the same container left.
     pub fn hold(&self, id: &str, connections: &[Connection], timeout: Duration) -> Result<(), Error> {
         let table = held_table(id);
-        let mut batch = Batch::default();
-        begin(&mut batch);
+        let mut request = Request::begin(&ENDS, &table);
         // So that the removal finds a table, and all within one transaction.
-        add_table(&mut batch, &table, 0, 0);
-        delete_table(&mut batch, &table);
-        add_table(&mut batch, &table, 0, NLM_F_EXCL);
-        add_locks(&mut batch, &table, connections, Some(timeout));
-        self.commit(batch, "add table", &table)
+        request.add_table(0, 0);
+        request.delete_table();
+        request.add_table(0, NLM_F_EXCL);
+        request.add_locks(connections, Some(timeout));
+        self.commit(request, "add table")
     }
 
     /// Removes what [`Nft::hold`] left; false if there was nothing.
     pub fn unhold(&self, id: &str) -> Result<bool, Error> {
-        let table = held_table(id);
-        let mut batch = Batch::default();
-        begin(&mut batch);
-        delete_table(&mut batch, &table);
-        match self.commit(batch, "delete table", &table) {
+        self.remove(&ENDS, &held_table(id))
+    }
+
+    /// Keeps the segments of `connections` from all that hangs on this namespace's bridges, for as long as `timeout` and beyond the
+    /// end of this process. Replaces what an earlier call for the same container left.
+    pub fn hold_at_bridges(&self, id: &str, connections: &[Connection], timeout: Duration) -> Result<(), Error> {
+        self.unhold_at_bridges(Some(id))?;
+        // The entries expire before it.
+        let until = now() + timeout.as_secs() + 2;
+        let table = format!("{}{UNTIL}{until}", held_table(id));
+        let mut request = Request::begin(&BRIDGES, &table);
+        request.add_table(0, NLM_F_EXCL);
+        request.add_locks(connections, Some(timeout));
+        self.commit(request, "add table")
+    }
+
+    /// Removes what [`Nft::hold_at_bridges`] left for this container, and what has expired of others.
+    pub fn unhold_at_bridges(&self, id: Option<&str>) -> Result<(), Error> {
+        let all = self.0.dump(GETTABLE, &nfgenmsg(NFPROTO_BRIDGE, 0)).map_err(Error::List)?;
+        for message in &all {
+            let found = netlink::attributes(message.get(nfgenmsg(0, 0).len()..).unwrap_or_default());
+            // NFTA_TABLE_NAME.
+            let Some(name) = found.get(&1).and_then(|name| CStr::from_bytes_with_nul(name).ok()?.to_str().ok()) else {
+                continue;
+            };
+            let Some((held, until)) = name.rsplit_once(UNTIL) else { continue };
+            let Ok(until) = until.parse::<u64>() else { continue };
+            if id.is_some_and(|id| held == held_table(id)) || held.starts_with(&held_table("")) && until < now() {
+                self.remove(&BRIDGES, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// False where there is no such table.
+    fn remove(&self, place: &'static Place, table: &str) -> Result<bool, Error> {
+        let mut request = Request::begin(place, table);
+        request.delete_table();
+        match self.commit(request, "delete table") {
             Ok(()) => Ok(true),
             Err(Error::Table { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(e) => Err(e),
         }
     }
 
-    fn commit(&self, mut batch: Batch, what: &'static str, table: &str) -> Result<(), Error> {
+    fn commit(&self, request: Request<'_>, what: &'static str) -> Result<(), Error> {
+        let Request { mut batch, table, .. } = request;
         batch.request(BATCH_END, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
         self.0.transact(&batch).map_err(|source| Error::Table { what, table: table.to_owned(), source })
     }
@@ -139,10 +185,9 @@ impl NetLock {
     /// Lets the segments pass again. To close the last duplicate of the [`Nft`] takes the kernel some 10 ms: leave that to
     /// somebody for whom nobody waits.
     pub fn release(self) -> Result<Nft, Error> {
-        let mut batch = Batch::default();
-        begin(&mut batch);
-        delete_table(&mut batch, &self.table);
-        self.nft.commit(batch, "delete table", &self.table)?;
+        let mut request = Request::begin(&ENDS, &self.table);
+        request.delete_table();
+        self.nft.commit(request, "delete table")?;
         Ok(self.nft)
     }
 
@@ -161,25 +206,40 @@ fn held_table(id: &str) -> String {
     format!("lmrun-{id}")
 }
 
+/// In the name of a table, before the second of CLOCK_BOOTTIME with which it is empty.
+const UNTIL: &str = "-until-";
+
+/// The second of CLOCK_BOOTTIME that is passing.
+fn now() -> u64 {
+    (clock::boottime() / 1_000_000_000) as u64
+}
+
+/// Where a table sees segments.
+#[derive(Debug)]
+struct Place {
+    /// The table's family.
+    family: u8,
+    /// Names of its chains, and their hooks.
+    chains: &'static [(&'static str, u32)],
+}
+
+/// Where the connection ends in this namespace: NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT.
+const ENDS: Place = Place { family: NFPROTO_INET, chains: &[("input", 1), ("output", 3)] };
+
+/// Where segments leave a bridge by one of its ports, whoever sent them: NF_BR_POST_ROUTING.
+const BRIDGES: Place = Place { family: NFPROTO_BRIDGE, chains: &[("postrouting", 4)] };
+
 /// `struct nfgenmsg`: family, version 0, and in network order the resource.
 fn nfgenmsg(family: u8, resource: u16) -> [u8; 4] {
     let [high, low] = resource.to_be_bytes();
     [family, 0, high, low]
 }
 
-fn begin(batch: &mut Batch) {
-    batch.request(BATCH_BEGIN, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
-}
-
-fn add_table(batch: &mut Batch, table: &str, table_flags: u32, request_flags: u16) {
-    batch.request(NEWTABLE, NLM_F_CREATE | NLM_F_ACK | request_flags, &nfgenmsg(NFPROTO_INET, 0), |a| {
-        a.put_name(1, table);
-        a.put_be32(2, table_flags);
-    });
-}
-
-fn delete_table(batch: &mut Batch, table: &str) {
-    batch.request(DELTABLE, NLM_F_ACK, &nfgenmsg(NFPROTO_INET, 0), |a| a.put_name(1, table));
+/// A transaction with one table.
+struct Request<'a> {
+    batch: Batch,
+    place: &'static Place,
+    table: &'a str,
 }
 
 /// One family's set of connections: a key is source and destination address, source and destination port, as
@@ -188,31 +248,15 @@ struct Family {
     set: &'static str,
     set_id: u32,
     nfproto: u8,
+    ethertype: u16,
     /// Where in the network header the two addresses are, and how long they are together.
     addresses: (u32, u32),
 }
 
 const FAMILIES: [Family; 2] = [
-    Family { set: "ip", set_id: 1, nfproto: NFPROTO_IPV4, addresses: (12, 8) },
-    Family { set: "ip6", set_id: 2, nfproto: NFPROTO_IPV6, addresses: (8, 32) },
+    Family { set: "ip", set_id: 1, nfproto: NFPROTO_IPV4, ethertype: 0x0800, addresses: (12, 8) },
+    Family { set: "ip6", set_id: 2, nfproto: NFPROTO_IPV6, ethertype: 0x86dd, addresses: (8, 32) },
 ];
-
-fn add_locks(batch: &mut Batch, table: &str, connections: &[Connection], timeout: Option<Duration>) {
-    for family in &FAMILIES {
-        add_set(batch, table, family, timeout);
-        let keys: Vec<Vec<u8>> = connections.iter().flat_map(|c| keys(family.nfproto, c)).collect();
-        for keys in keys.chunks(ELEMENTS) {
-            add_elements(batch, table, family, keys);
-        }
-    }
-    // NF_INET_LOCAL_IN and NF_INET_LOCAL_OUT.
-    for (chain, hook) in [("input", 1), ("output", 3)] {
-        add_chain(batch, table, chain, hook);
-        for family in &FAMILIES {
-            add_rule(batch, table, chain, family);
-        }
-    }
-}
 
 /// The keys of a connection's segments, there and back; none if it is of the other family.
 fn keys(nfproto: u8, connection: &Connection) -> Vec<Vec<u8>> {
@@ -230,92 +274,137 @@ fn keys(nfproto: u8, connection: &Connection) -> Vec<Vec<u8>> {
     [key(local, remote), key(remote, local)].into_iter().flatten().collect()
 }
 
-fn add_set(batch: &mut Batch, table: &str, family: &Family, timeout: Option<Duration>) {
-    batch.request(NEWSET, NLM_F_CREATE | NLM_F_EXCL, &nfgenmsg(NFPROTO_INET, 0), |a| {
-        a.put_name(1, table);
-        a.put_name(2, family.set);
-        a.put_be32(3, if timeout.is_some() { SET_TIMEOUT } else { 0 });
-        // NFTA_SET_KEY_TYPE is for whoever lists the table; 0 is bytes.
-        a.put_be32(4, 0);
-        a.put_be32(5, family.addresses.1 + 4);
-        a.put_be32(10, family.set_id);
-        if let Some(timeout) = timeout {
-            a.put(11, &(timeout.as_millis() as u64).to_be_bytes());
+impl<'a> Request<'a> {
+    fn begin(place: &'static Place, table: &'a str) -> Self {
+        let mut batch = Batch::default();
+        batch.request(BATCH_BEGIN, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
+        Self { batch, place, table }
+    }
+
+    fn put(&mut self, kind: u16, flags: u16, attributes: impl FnOnce(&mut Attributes<'_>)) {
+        self.batch.request(kind, flags, &nfgenmsg(self.place.family, 0), attributes);
+    }
+
+    fn add_table(&mut self, table_flags: u32, request_flags: u16) {
+        let table = self.table;
+        self.put(NEWTABLE, NLM_F_CREATE | NLM_F_ACK | request_flags, |a| {
+            a.put_name(1, table);
+            a.put_be32(2, table_flags);
+        });
+    }
+
+    fn delete_table(&mut self) {
+        let table = self.table;
+        self.put(DELTABLE, NLM_F_ACK, |a| a.put_name(1, table));
+    }
+
+    fn add_locks(&mut self, connections: &[Connection], timeout: Option<Duration>) {
+        for family in &FAMILIES {
+            self.add_set(family, timeout);
+            let keys: Vec<Vec<u8>> = connections.iter().flat_map(|c| keys(family.nfproto, c)).collect();
+            for keys in keys.chunks(ELEMENTS) {
+                self.add_elements(family, keys);
+            }
         }
-    });
-}
+        for (chain, hook) in self.place.chains {
+            self.add_chain(chain, *hook);
+            for family in &FAMILIES {
+                self.add_rule(chain, family);
+            }
+        }
+    }
 
-fn add_elements(batch: &mut Batch, table: &str, family: &Family, keys: &[Vec<u8>]) {
-    batch.request(NEWSETELEM, NLM_F_CREATE, &nfgenmsg(NFPROTO_INET, 0), |a| {
-        a.put_name(1, table);
-        a.put_name(2, family.set);
-        a.put_be32(4, family.set_id);
-        a.nest(3, |a| {
-            for key in keys {
-                // NFTA_SET_ELEM_KEY of NFTA_DATA_VALUE.
-                a.nest(LIST_ELEM, |a| a.nest(1, |a| a.put(1, key)));
+    fn add_set(&mut self, family: &Family, timeout: Option<Duration>) {
+        let table = self.table;
+        self.put(NEWSET, NLM_F_CREATE | NLM_F_EXCL, |a| {
+            a.put_name(1, table);
+            a.put_name(2, family.set);
+            a.put_be32(3, if timeout.is_some() { SET_TIMEOUT } else { 0 });
+            // NFTA_SET_KEY_TYPE is for whoever lists the table; 0 is bytes.
+            a.put_be32(4, 0);
+            a.put_be32(5, family.addresses.1 + 4);
+            a.put_be32(10, family.set_id);
+            if let Some(timeout) = timeout {
+                a.put(11, &(timeout.as_millis() as u64).to_be_bytes());
             }
         });
-    });
-}
+    }
 
-fn add_chain(batch: &mut Batch, table: &str, chain: &str, hook: u32) {
-    batch.request(NEWCHAIN, NLM_F_CREATE, &nfgenmsg(NFPROTO_INET, 0), |a| {
-        a.put_name(1, table);
-        a.put_name(3, chain);
-        a.nest(4, |a| {
-            a.put_be32(1, hook);
-            // Before everybody else: NF_IP_PRI_CONNTRACK_DEFRAG.
-            a.put_be32(2, -400i32 as u32);
-        });
-        // Policy NF_ACCEPT.
-        a.put_be32(5, 1);
-        a.put_name(7, "filter");
-    });
-}
-
-/// `meta nfproto FAMILY meta l4proto tcp KEY @SET drop`.
-fn add_rule(batch: &mut Batch, table: &str, chain: &str, family: &Family) {
-    // NFT_META_NFPROTO and NFT_META_L4PROTO.
-    let tests = [(15, family.nfproto), (16, libc::IPPROTO_TCP as u8)];
-    let (offset, len) = family.addresses;
-    // NFT_PAYLOAD_NETWORK_HEADER: addresses; NFT_PAYLOAD_TRANSPORT_HEADER: ports; into consecutive registers.
-    let loads = [(REG32, 1, offset, len), (REG32 + len / 4, 2, 0, 4)];
-    batch.request(NEWRULE, NLM_F_CREATE, &nfgenmsg(NFPROTO_INET, 0), |a| {
-        a.put_name(1, table);
-        a.put_name(2, chain);
-        a.nest(4, |a| {
-            for (key, value) in tests {
-                expression(a, "meta", |a| {
-                    a.put_be32(1, REG32);
-                    a.put_be32(2, key);
-                });
-                expression(a, "cmp", |a| {
-                    a.put_be32(1, REG32);
-                    a.put_be32(2, 0);
-                    a.nest(3, |a| a.put(1, &[value]));
-                });
-            }
-            for (register, base, offset, len) in loads {
-                expression(a, "payload", |a| {
-                    a.put_be32(1, register);
-                    a.put_be32(2, base);
-                    a.put_be32(3, offset);
-                    a.put_be32(4, len);
-                });
-            }
-            expression(a, "lookup", |a| {
-                a.put_name(1, family.set);
-                a.put_be32(2, REG32);
-                a.put_be32(4, family.set_id);
-            });
-            expression(a, "immediate", |a| {
-                a.put_be32(1, REG_VERDICT);
-                // NFTA_DATA_VERDICT of NFTA_VERDICT_CODE NF_DROP.
-                a.nest(2, |a| a.nest(2, |a| a.put_be32(1, 0)));
+    fn add_elements(&mut self, family: &Family, keys: &[Vec<u8>]) {
+        let table = self.table;
+        self.put(NEWSETELEM, NLM_F_CREATE, |a| {
+            a.put_name(1, table);
+            a.put_name(2, family.set);
+            a.put_be32(4, family.set_id);
+            a.nest(3, |a| {
+                for key in keys {
+                    // NFTA_SET_ELEM_KEY of NFTA_DATA_VALUE.
+                    a.nest(LIST_ELEM, |a| a.nest(1, |a| a.put(1, key)));
+                }
             });
         });
-    });
+    }
+
+    fn add_chain(&mut self, chain: &str, hook: u32) {
+        let table = self.table;
+        self.put(NEWCHAIN, NLM_F_CREATE, |a| {
+            a.put_name(1, table);
+            a.put_name(3, chain);
+            a.nest(4, |a| {
+                a.put_be32(1, hook);
+                // Before everybody else: NF_IP_PRI_CONNTRACK_DEFRAG.
+                a.put_be32(2, -400i32 as u32);
+            });
+            // Policy NF_ACCEPT.
+            a.put_be32(5, 1);
+            a.put_name(7, "filter");
+        });
+    }
+
+    /// `meta protocol FAMILY meta l4proto tcp KEY @SET drop`; bridges do not tell it as `meta nfproto`.
+    fn add_rule(&mut self, chain: &str, family: &Family) {
+        // NFT_META_PROTOCOL and NFT_META_L4PROTO.
+        let tests: [(u32, &[u8]); 2] = [(1, &family.ethertype.to_be_bytes()), (16, &[libc::IPPROTO_TCP as u8])];
+        let (offset, len) = family.addresses;
+        // NFT_PAYLOAD_NETWORK_HEADER: addresses; NFT_PAYLOAD_TRANSPORT_HEADER: ports; into consecutive registers.
+        let loads = [(REG32, 1, offset, len), (REG32 + len / 4, 2, 0, 4)];
+        let table = self.table;
+        self.put(NEWRULE, NLM_F_CREATE, |a| {
+            a.put_name(1, table);
+            a.put_name(2, chain);
+            a.nest(4, |a| {
+                for (key, value) in tests {
+                    expression(a, "meta", |a| {
+                        a.put_be32(1, REG32);
+                        a.put_be32(2, key);
+                    });
+                    expression(a, "cmp", |a| {
+                        a.put_be32(1, REG32);
+                        a.put_be32(2, 0);
+                        a.nest(3, |a| a.put(1, value));
+                    });
+                }
+                for (register, base, offset, len) in loads {
+                    expression(a, "payload", |a| {
+                        a.put_be32(1, register);
+                        a.put_be32(2, base);
+                        a.put_be32(3, offset);
+                        a.put_be32(4, len);
+                    });
+                }
+                expression(a, "lookup", |a| {
+                    a.put_name(1, family.set);
+                    a.put_be32(2, REG32);
+                    a.put_be32(4, family.set_id);
+                });
+                expression(a, "immediate", |a| {
+                    a.put_be32(1, REG_VERDICT);
+                    // NFTA_DATA_VERDICT of NFTA_VERDICT_CODE NF_DROP.
+                    a.nest(2, |a| a.nest(2, |a| a.put_be32(1, 0)));
+                });
+            });
+        });
+    }
 }
 
 fn expression(a: &mut Attributes<'_>, name: &str, data: impl FnOnce(&mut Attributes<'_>)) {

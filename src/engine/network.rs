@@ -25,6 +25,9 @@ use crate::sys::segment::RawTcp;
 /// How long the peers of a container that has left meet silence instead of a reset, if nobody restores it here.
 const HOLD: Duration = Duration::from_secs(300);
 
+/// The same where the host's filter does it.
+const HOLD_AT_BRIDGES: Duration = Duration::from_secs(60);
+
 /// What is made ready before the freeze, so that the bracket is short.
 #[derive(Debug)]
 pub struct Watch(Option<Tools>);
@@ -34,17 +37,19 @@ struct Tools {
     id: String,
     guard: Guard,
     nft: Nft,
+    at_bridges: bool,
 }
 
 impl Watch {
-    pub fn prepare(subject: &Subject, keep_established: bool) -> Result<Watch> {
+    /// With `at_bridges`, peers are held silent on the host, too, once the container has left.
+    pub fn prepare(subject: &Subject, keep_established: bool, at_bridges: bool) -> Result<Watch> {
         if !keep_established {
             return Ok(Watch(None));
         }
         let guard = Guard::spawn()?;
         let nft = Nft::open(netns_of(subject.init)?.as_fd())?;
         guard.keep(nft.as_fd())?;
-        Ok(Watch(Some(Tools { id: subject.id.clone(), guard, nft })))
+        Ok(Watch(Some(Tools { id: subject.id.clone(), guard, nft, at_bridges })))
     }
 
     /// Locks the container's connections out and reads them. They stay locked out if the container is to end here.
@@ -69,7 +74,8 @@ impl Watch {
             lock.release()?;
             return Ok(Bracket(None));
         }
-        Ok(Bracket(Some(Locked { id: tools.id, guard: tools.guard, lock, connections, sockets })))
+        let Tools { id, guard, at_bridges, .. } = tools;
+        Ok(Bracket(Some(Locked { id, guard, lock, connections, sockets, at_bridges })))
     }
 }
 
@@ -95,6 +101,7 @@ struct Locked {
     lock: NetLock,
     connections: Vec<Connection>,
     sockets: Vec<(u32, OwnedFd)>,
+    at_bridges: bool,
 }
 
 impl Bracket {
@@ -130,6 +137,18 @@ impl Bracket {
             tcp_stream::silence(socket.as_fd()).map_err(|source| Error::Socket { id, source })?;
         }
         locked.lock.hold(&locked.id, &locked.connections, HOLD)?;
+        if locked.at_bridges {
+            let held =
+                Nft::here().and_then(|nft| nft.hold_at_bridges(&locked.id, &locked.connections, HOLD_AT_BRIDGES));
+            // The container has left already, and may come back without a peer that resets.
+            if let Err(error) = held {
+                tracing::warn!(
+                    ?error,
+                    id = locked.id,
+                    "a segment that comes before a restore does may be answered with a reset"
+                );
+            }
+        }
         locked.guard.dismiss();
         locked.lock.release()?;
         Ok(())
@@ -140,6 +159,14 @@ impl Bracket {
 pub fn take_back(init: pid_t, id: &str) -> Result<()> {
     Nft::open(netns_of(init)?.as_fd())?.unhold(id)?;
     Ok(())
+}
+
+/// Lets segments pass the host's bridges that were kept from container `id`, and removes what has expired of others'.
+pub fn leave_bridges(id: Option<&str>) {
+    if let Err(error) = Nft::here().and_then(|nft| nft.unhold_at_bridges(id)) {
+        // Who may not filter has not filtered.
+        tracing::debug!(?error, id, "cannot look for packet filters of lmrun at the host's bridges");
+    }
 }
 
 /// Lets the connections of a container go on whose rebuilder died after [`Ready::detach`](super::Ready::detach). What was sent
@@ -232,10 +259,11 @@ impl Quiet {
     fn end(self, silent: Vec<Silent>) -> Result<()> {
         let guard = match self.lock {
             Some(Lock { lock, guard }) => {
-                let nft = lock.release()?;
-                if let Some(id) = self.held {
-                    nft.unhold(&id)?;
+                if let Some(id) = &self.held {
+                    lock.unhold(id)?;
+                    leave_bridges(Some(id));
                 }
+                lock.release()?;
                 Some(guard)
             }
             None => None,

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cgroup::Cgroup;
-use super::settings::Settings;
+use super::settings::{self, Settings};
 use super::state::{Status, Store};
 use super::{Error, Result, delete, status, streams};
 use crate::engine::{self, DumpReport, DumpRequest, Fate, Freezer, Subject};
@@ -66,6 +66,7 @@ pub fn checkpoint(
         fate,
         paused: cgroup.is_frozen().then_some(&cgroup as &dyn Freezer),
         tcp_established: options.tcp_established || settings.tcp_established,
+        hold_at_bridges: settings::by_podman(&state.annotations),
         extra_files: [(streams::FILE.to_owned(), streams::links(&state.streams))]
             .into_iter()
             .chain(settings.by_shim.then(|| (LEFT_IN_ARCHIVE.to_owned(), Vec::new())))

@@ -6,7 +6,8 @@ use nix::sys::signal::Signal;
 
 use super::cgroup::Cgroup;
 use super::state::{Locked, State, Status, Store};
-use super::{Error, Result, caller, hooks, status};
+use super::{Error, Result, caller, hooks, settings, status};
+use crate::engine;
 use crate::sys::pidfd::PidFd;
 
 /// Sends `signal` to the first process of container `id`, or with `all` to every process in it.
@@ -33,6 +34,8 @@ pub fn kill(store: &Store, id: &str, signal: i32, all: bool) -> Result<()> {
 
 /// Removes a stopped container, or with `force` any container, half-made ones included.
 ///
+/// Podman calls this after a checkpoint, too, when the container is gone: then its peers stay silent.
+///
 /// # Errors
 /// [`Error::NotFound`] (not with `force`), [`Error::StillRunning`], or what would not go away.
 pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
@@ -58,7 +61,11 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     if !force && !matches!(now, Status::Stopped | Status::Created) {
         return Err(Error::StillRunning { id: id.to_owned(), status: now });
     }
-    remove(locked, &state)
+    remove(locked, &state)?;
+    if settings::by_podman(&state.annotations) {
+        engine::leave_bridges(Some(id));
+    }
+    Ok(())
 }
 
 /// Kills what still runs, runs the poststop hooks, removes cgroup and state.

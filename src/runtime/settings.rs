@@ -18,6 +18,9 @@ const HOST_FILE: &str = "/etc/lmrun/lmrun.conf";
 const CRIU_CONFIG: &str = "org.criu.config";
 /// Names the checkpoint that `create` and `start` restore, as an annotation or a variable.
 pub const RESTORE: &str = "dev.lmrun.restore";
+/// The annotation, and the word in it, by which Podman says that a container is its own.
+const MANAGER: &str = "io.container.manager";
+const PODMAN: &str = "libpod";
 const CHECKPOINTS: &str = "/var/lib/lmrun/checkpoints";
 /// Longest configuration file, in bytes.
 const LONGEST: u64 = 1 << 16;
@@ -113,6 +116,11 @@ impl Settings {
         }
         Ok(images)
     }
+}
+
+/// Whether Podman made the container.
+pub fn by_podman(annotations: &std::collections::HashMap<String, String>) -> bool {
+    annotations.get(MANAGER).is_some_and(|manager| manager == PODMAN)
 }
 
 /// None: there is no such file.
