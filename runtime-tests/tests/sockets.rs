@@ -3,6 +3,7 @@
 use std::fs;
 
 use runtime_tests::container::{Checkpoint, Container};
+use runtime_tests::network::Namespace;
 use runtime_tests::{command, host, needs};
 use serde_json::{Value, json};
 
@@ -40,4 +41,43 @@ fn peers_meet_silence_before_hooks_run() {
     let pid = c.pid().to_string();
     let left = command::tool(&format!("nsenter -t {pid} -n nft list tables"));
     assert_eq!(left.out.trim(), "");
+}
+
+/// Podman removes the container's network namespace and connects a new one before it has the container restored.
+#[test]
+fn peers_of_podmans_containers_meet_silence_on_the_host() {
+    if !needs::root() {
+        return;
+    }
+    for (manager, held) in [("libpod", true), ("somebody", false)] {
+        let host = Namespace::new("host");
+        let mut c = Container::of_workload("tcp-loopback");
+        c.call_through(&["nsenter", &format!("--net={}", host.path().display())]);
+        let path = c.bundle().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config["annotations"]["io.container.manager"] = json!(manager);
+        fs::write(path, config.to_string()).unwrap();
+        c.run().ok();
+        assert!(c.ready());
+        let left_running =
+            Checkpoint { images: "left", leave_running: true, tcp_established: true, ..Checkpoint::default() };
+        c.checkpoint(&left_running).ok();
+        assert_eq!(host.tables(), [""; 0]);
+        let last = Checkpoint { images: "images", tcp_established: true, ..Checkpoint::default() };
+        c.checkpoint(&last).ok();
+        // As Podman does when the container has ended.
+        c.perform(c.lmrun().args(["delete", "--force", &c.id])).ok();
+        let tables = host.tables();
+        let name = format!("table bridge lmrun-{}-until-", c.id);
+        assert_eq!(tables.iter().filter(|table| table.starts_with(&name)).count(), usize::from(held), "{tables:?}");
+        assert_eq!(tables.len(), usize::from(held), "{tables:?}");
+        c.restore(&c.images("images"), true).ok();
+        assert_eq!(host.tables(), [""; 0]);
+        c.check(1);
+
+        host.within(|| command::tool("nft add table bridge lmrun-expired-until-1"));
+        c.perform(c.lmrun().args(["kill", &c.id, "KILL"])).ok();
+        c.perform(c.lmrun().args(["delete", "--force", &c.id])).ok();
+        assert_eq!(host.tables().len(), usize::from(!held), "{:?}", host.tables());
+    }
 }

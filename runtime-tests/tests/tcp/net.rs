@@ -46,7 +46,7 @@ impl Namespace {
         self.run(|| Command::new(program).args(arguments.split(' ')).output().expect(program))
     }
 
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 }
