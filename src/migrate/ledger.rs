@@ -93,7 +93,8 @@ pub struct Arrival {
     pub root: PathBuf,
     /// The lmrun that receives it.
     pub owner: Process,
-    /// The inode of the pid namespace that the owner's pid is of.
+    /// The inode of the pid namespace that the owner's pid is of. None is 0.
+    #[serde(default)]
     pub pid_namespace: u64,
 }
 
