@@ -10,6 +10,7 @@ use super::handover::Verdict;
 use super::ledger::{self, Arrival, Incoming};
 use super::place::{Place, Records};
 use super::transport::{Channel, Input, Output};
+use super::urgency::Urgency;
 use super::wire::message::{
     Commit, Done, Extent, Findings, Hello, Image, Lack, Offer, Part, Ping, Pong, Present, Ready, Refuse, Round,
     RoundDone, RoundEnd, Running, TreeEnd,
@@ -28,7 +29,8 @@ const PINGS: usize = 5;
 /// Receives one container over a connection, or tells what became of one.
 pub fn run(store: &Store, channel: Channel) -> Result<()> {
     let Channel { reader, writer, link } = channel;
-    let mut ear = Ear { reader, writer, disk: None, id: String::new(), init: 0, network: None };
+    let mut ear =
+        Ear { reader, writer, disk: None, urgency: Urgency::begin(), id: String::new(), init: 0, network: None };
     let hello: Hello = ear.reader.expect()?;
     ledger::check_token(&hello.token)?;
     ear.writer.say(&Hello::of(&hello.token))?;
@@ -93,6 +95,7 @@ struct Ear {
     writer: Writer<Output>,
     /// The container's file systems that come along.
     disk: Option<disk::Target>,
+    urgency: Urgency,
     /// The container's.
     id: String,
     /// Host pid of the container's first process, once there is one.
@@ -309,6 +312,11 @@ impl Ear {
         let mut standby: Option<Standby> = None;
         loop {
             let Round { number, last } = self.expect()?;
+            if last {
+                self.urgency.urgent()
+            } else {
+                self.urgency.bulk()
+            }
             let begun = Instant::now();
             records.empty()?;
             self.images(&records.dir)?;

@@ -22,6 +22,7 @@ pub mod source;
 pub mod stop;
 mod subject;
 pub mod transport;
+mod urgency;
 pub mod wire;
 
 use crate::{engine, runtime};

@@ -15,6 +15,7 @@ use super::ledger::{self, Note};
 use super::outlet::Mouth;
 use super::subject::Subject;
 use super::transport::{self, Channel, Link, Output};
+use super::urgency::Urgency;
 use super::wire::message::{
     Accept, Commit, Done, Findings, Hello, Lack, Part, Ping, Pong, Ready, Refuse, Round, RoundDone, RoundEnd, Running,
 };
@@ -88,6 +89,7 @@ struct Session<'a> {
     /// None: the container has no network of its own.
     network: Option<network::Leaving>,
     token: String,
+    urgency: Urgency,
     rounds: u32,
     pages: u64,
     observer: Observer<'a>,
@@ -102,6 +104,7 @@ impl<'a> Session<'a> {
             link,
             network: None,
             token: token.to_owned(),
+            urgency: Urgency::begin(),
             rounds: 0,
             pages: 0,
             observer,
@@ -257,7 +260,9 @@ impl<'a> Session<'a> {
                     ..events::Progress::default()
                 },
                 told: (begun, before.0),
+                urgency: &self.urgency,
             };
+            self.urgency.urgent();
             let sent = departure.round(missing, &mut out)?;
             self.mouth.say(&RoundEnd { number: self.rounds })?;
             let done: RoundDone = self.hear()?;
@@ -321,6 +326,7 @@ impl<'a> Session<'a> {
         }
         let (begun, before) = (Instant::now(), self.mouth.sent());
         let mut parts = Parts::begin();
+        self.urgency.urgent();
         let mut stopped = departure.stop(&leaving.extra_files())?;
         self.mouth.say(&Round { number, last: true })?;
         parts.end("freeze and collect");
@@ -465,6 +471,7 @@ struct Watched<'a> {
     now: events::Progress,
     /// When, and how many bytes had been sent by then.
     told: (Instant, u64),
+    urgency: &'a Urgency,
 }
 
 impl Watched<'_> {
@@ -484,6 +491,8 @@ impl Watched<'_> {
 
 impl Outlet for Watched<'_> {
     fn files(&mut self, busy: &[BusyFile]) -> io::Result<()> {
+        // It has been looked at, and runs again.
+        self.urgency.bulk();
         self.mouth.files(busy)
     }
 

@@ -76,3 +76,9 @@ const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 fn check(r: libc::c_long) -> io::Result<()> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+/// Gives the calling thread this nice value: setpriority(2), from -20 (first) to 19. To go down needs CAP_SYS_NICE.
+pub fn set_own_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    let ret = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
