@@ -8,6 +8,7 @@ BENCH   ?=
 CONFORMANCE ?=
 ENGINES ?=
 FAULTS  ?=
+WORKLOADS ?=
 # Seconds for each of what is fuzzed.
 FUZZ    ?= 60
 TOOLS   := runtime-tests/tools.sh
@@ -24,7 +25,7 @@ EXPECTED ?= no CRIU 4.x
 JOBS    ?= 2
 
 .DEFAULT_GOAL := all
-.PHONY: all help fuzz manual deb test-deb install-docker demo demo-docker bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines test-faults test-there-and-back unit scenarios lint soak install clean tools-build tools-test
+.PHONY: all help fuzz manual deb test-deb install-docker demo demo-docker bench-migrate bench-engine bench-disk bench-lifecycle test test-conformance test-engines test-faults test-there-and-back test-workloads unit scenarios lint soak install clean tools-build tools-test
 
 all: tools-build ## Build the one static binary
 	cargo build --release --locked
@@ -92,6 +93,11 @@ test-faults: all tools-test ## kill -9, cut links, full disks and others at 200 
 test-there-and-back: all tools-test ## A Redis with a client moves back and forth 100 times: nothing grows
 	cargo build --release --locked -p runtime-tests --bin there_and_back --bin ssh_stand_in
 	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/there_and_back
+
+test-workloads: all tools-test ## Redis, nginx, PostgreSQL, a JVM move 10 times each under their clients, as a table (WORKLOADS: flags)
+	@$(TOOLS) workloads
+	cargo build --release --locked -p runtime-tests --bin workloads --bin ssh_stand_in
+	LMRUN=$(CURDIR)/$(BINARY) $(RELEASE)/workloads $(WORKLOADS)
 
 fuzz: all tools-test ## Hostile input for FUZZ (60) seconds each: config.json, seccomp profiles, images, the page server
 	cargo build --locked -p runtime-tests --bin fuzz --bin workload

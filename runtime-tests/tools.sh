@@ -4,6 +4,7 @@
 #   build   a Rust toolchain, a linker, the C library to link statically
 #   deb     debootstrap, to make clean trees with, lintian, and busybox for a container in them
 #   engines Docker, containerd, Podman, and nginx, PostgreSQL, a JVM and Python to run in them
+#   workloads  nginx, wrk, PostgreSQL, a JVM
 #   newer-engines  Docker, containerd and Podman of a newer Debian, in a tree of their own
 #   test    Redis, busybox, systemd, runc to compare with, iproute2, nftables, ssh, and crit and checkpointctl to read images with
 #   conformance   Go and the libraries that the OCI validation suite is built with, runc to compare with
@@ -134,6 +135,13 @@ for group in "$@"; do
         need java openjdk-17-jdk-headless
         need python3 python3
         need script bsdutils
+        install_packages
+        ;;
+    workloads)
+        need nginx nginx-light
+        need wrk wrk
+        [ -n "$(ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null)" ] || need postgres postgresql
+        need java openjdk-17-jdk-headless
         install_packages
         ;;
     newer-engines)

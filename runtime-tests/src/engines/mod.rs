@@ -16,6 +16,8 @@ use crate::needs;
 
 mod configuration;
 mod images;
+
+pub use images::host as host_rootfs;
 mod pair;
 
 pub use pair::Pair;
