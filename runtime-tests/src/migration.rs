@@ -121,9 +121,22 @@ impl Side {
             Some(status) if status.success() => Ok(()),
             status => {
                 let said = fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
-                Err(Error::other(format!("{name}: {status:?}\n{said}")))
+                Err(Error::other(format!("{name}: {status:?}\n{said}{}", self.errors())))
             }
         }
+    }
+
+    /// What CRIU's logs say of errors.
+    fn errors(&self) -> String {
+        let works = fs::read_dir(self.dir.join("work")).into_iter().flatten().flatten();
+        let logs = works.flat_map(|work| ["dump.log", "restore.log"].map(|name| work.path().join(name)));
+        let texts = logs.map(|log| fs::read(log).unwrap_or_default());
+        let texts = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
+        texts
+            .flat_map(|text| {
+                text.lines().filter(|line| line.contains("Error")).map(|line| format!("{line}\n")).collect::<Vec<_>>()
+            })
+            .collect()
     }
 }
 

@@ -111,6 +111,17 @@ impl Client {
         self.receive()
     }
 
+    /// Stores all keys of a [`Writer`], so that the server's memory does not grow by what that writes.
+    pub fn fill_keys(&mut self) -> Result<()> {
+        for first in (0..KEYS).step_by(100) {
+            let keys: Vec<String> = (first..first + 100).map(|key| format!("key:{key}")).collect();
+            let commands: Vec<[&[u8]; 3]> = keys.iter().map(|key| [&b"SET"[..], key.as_bytes(), b"1000000"]).collect();
+            self.send(&commands.iter().map(|command| &command[..]).collect::<Vec<_>>())?;
+            keys.iter().try_for_each(|_| demand(&Answer::Status("OK".into()), &self.receive()?))?;
+        }
+        Ok(())
+    }
+
     /// Stores `mib` MiB of bytes that do not compress, in values of 64 KiB.
     pub fn load(&mut self, mib: usize, mut progress: impl FnMut(usize)) -> Result<()> {
         let mut noise = fs::File::open("/dev/urandom")?;
@@ -254,10 +265,13 @@ fn note_gap(gaps: &mut Vec<(Instant, Duration)>, since: Instant) {
     }
 }
 
-/// SET one of 20,000 keys, then INCR: each answer is awaited and must be right.
+/// Of a writer's keys.
+const KEYS: u64 = 20_000;
+
+/// SET one of [`KEYS`], then INCR: each answer is awaited and must be right.
 fn write_pair(client: &mut Client, record: &mut Record, last: &mut Instant) -> Result<()> {
     let next = record.acknowledged + 1;
-    let key = next.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 20_000;
+    let key = next.wrapping_mul(0x9e37_79b9_7f4a_7c15) % KEYS;
     let set = client.ask(&[b"SET", format!("key:{key}").as_bytes(), next.to_string().as_bytes()])?;
     note_gap(&mut record.gaps, *last);
     *last = Instant::now();

@@ -60,7 +60,9 @@ pub fn run(rounds: usize, mut progress: impl FnMut(&str)) -> Result<Growth> {
     redis::rootfs(&rootfs.dir)?;
     let hosts = Hosts::new();
     let mut journey = Journey::start(&hosts, &Load::redis(&rootfs.dir))?;
-    journey.connect()?.load(MIB, |_| {})?;
+    let mut loader = journey.connect()?;
+    loader.load(MIB, |_| {})?;
+    loader.fill_keys()?;
     let writer = Writer::paced(journey.connect()?, Duration::from_millis(1));
     let mut before = Vec::new();
     for round in 1..=rounds.max(SETTLED + 1) {

@@ -167,7 +167,7 @@ pub(super) fn brief(e: &Error) -> String {
     let text = e.to_string();
     let first = text.lines().take(1);
     let errors = text.lines().skip(1).filter(|line| line.contains("rror"));
-    first.chain(errors).take(4).map(str::trim).collect::<Vec<_>>().join("; ")
+    first.chain(errors).take(8).map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn ms(time: Duration) -> f64 {
