@@ -131,7 +131,10 @@ pub fn there(incoming: &Incoming, token: &str) -> Result<Verdict> {
                 on_own(arrival, departure::set_going)?;
                 speak(arrival)?;
             }
-            (Unmake, Some(arrival)) => on_own(arrival, |store, id| runtime::delete(store, id, true))?,
+            (Unmake, Some(arrival)) => {
+                on_own(arrival, |store, id| runtime::delete(store, id, true))?;
+                unmake_directory(arrival)?;
+            }
             (SyncEntry, _) => incoming.sync()?,
             (RemoveEntry, _) => incoming.remove(token)?,
             _ => {}
@@ -177,6 +180,17 @@ fn on_own(arrival: &Arrival, act: impl FnOnce(&Store, &str) -> runtime::Result<(
     let store = Store::new(&arrival.root);
     match store.load(&arrival.id) {
         Ok(state) if state.creator == arrival.owner => Ok(act(&store, &arrival.id)?),
+        Ok(_) | Err(runtime::Error::NotFound) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a directory in which no state was saved before its maker was killed.
+fn unmake_directory(arrival: &Arrival) -> Result<()> {
+    let store = Store::new(&arrival.root);
+    match store.try_lock(&arrival.id) {
+        // Who makes one holds its lock.
+        Ok(Some(locked)) if matches!(locked.load(), Err(runtime::Error::NotFound)) => Ok(locked.remove()?),
         Ok(_) | Err(runtime::Error::NotFound) => Ok(()),
         Err(error) => Err(error.into()),
     }
