@@ -12,7 +12,7 @@
 //!   the container's namespace and connects a new one before it calls any runtime. `SECOND` is of CLOCK_BOOTTIME: the
 //!   entries have expired then, and whoever looks at such tables next removes it.
 //!
-//! Message and attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
+//! Attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
 
 use std::ffi::CStr;
 use std::io;
@@ -20,28 +20,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use crate::sys::netlink::{self, Attributes, Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
+use crate::sys::netlink::{self, Attributes, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
+use crate::sys::nftables::{GETTABLE, NEWCHAIN, NEWRULE, NEWSET, NEWSETELEM, TABLE_OWNER, Transaction, nfgenmsg};
 use crate::sys::{clock, netns};
 
-const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_BRIDGE: u8 = 7;
 const NFPROTO_IPV6: u8 = 10;
-const SUBSYSTEM: u16 = 10;
 
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-const NEWTABLE: u16 = SUBSYSTEM << 8;
-const GETTABLE: u16 = SUBSYSTEM << 8 | 1;
-const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
-const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
-const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
-const NEWSET: u16 = SUBSYSTEM << 8 | 9;
-const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
-
-/// NFT_TABLE_F_OWNER, since Linux 5.12.
-const TABLE_OWNER: u32 = 2;
 /// NFT_SET_TIMEOUT.
 const SET_TIMEOUT: u32 = 0x10;
 
@@ -100,7 +87,7 @@ impl Nft {
     pub fn lock(self, id: &str, connections: &[Connection]) -> Result<NetLock, Error> {
         let table = format!("lmrun-{id}-{}", std::process::id());
         let mut request = Request::begin(&ENDS, &table);
-        request.add_table(TABLE_OWNER, NLM_F_EXCL);
+        request.transaction.add_table(TABLE_OWNER, NLM_F_EXCL);
         request.add_locks(connections, None);
         self.commit(request, "add table")?;
         Ok(NetLock { nft: self, table })
@@ -112,9 +99,9 @@ impl Nft {
         let table = held_table(id);
         let mut request = Request::begin(&ENDS, &table);
         // So that the removal finds a table, and all within one transaction.
-        request.add_table(0, 0);
-        request.delete_table();
-        request.add_table(0, NLM_F_EXCL);
+        request.transaction.add_table(0, 0);
+        request.transaction.delete_table();
+        request.transaction.add_table(0, NLM_F_EXCL);
         request.add_locks(connections, Some(timeout));
         self.commit(request, "add table")
     }
@@ -132,7 +119,7 @@ impl Nft {
         let until = now() + timeout.as_secs() + 2;
         let table = format!("{}{UNTIL}{until}", held_table(id));
         let mut request = Request::begin(&BRIDGES, &table);
-        request.add_table(0, NLM_F_EXCL);
+        request.transaction.add_table(0, NLM_F_EXCL);
         request.add_locks(connections, Some(timeout));
         self.commit(request, "add table")
     }
@@ -158,7 +145,7 @@ impl Nft {
     /// False where there is no such table.
     fn remove(&self, place: &'static Place, table: &str) -> Result<bool, Error> {
         let mut request = Request::begin(place, table);
-        request.delete_table();
+        request.transaction.delete_table();
         match self.commit(request, "delete table") {
             Ok(()) => Ok(true),
             Err(Error::Table { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -167,9 +154,8 @@ impl Nft {
     }
 
     fn commit(&self, request: Request<'_>, what: &'static str) -> Result<(), Error> {
-        let Request { mut batch, table, .. } = request;
-        batch.request(BATCH_END, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
-        self.0.transact(&batch).map_err(|source| Error::Table { what, table: table.to_owned(), source })
+        let table = request.transaction.table;
+        request.transaction.commit(&self.0).map_err(|source| Error::Table { what, table: table.to_owned(), source })
     }
 }
 
@@ -186,7 +172,7 @@ impl NetLock {
     /// somebody for whom nobody waits.
     pub fn release(self) -> Result<Nft, Error> {
         let mut request = Request::begin(&ENDS, &self.table);
-        request.delete_table();
+        request.transaction.delete_table();
         self.nft.commit(request, "delete table")?;
         Ok(self.nft)
     }
@@ -229,17 +215,10 @@ const ENDS: Place = Place { family: NFPROTO_INET, chains: &[("input", 1), ("outp
 /// Where segments leave a bridge by one of its ports, whoever sent them: NF_BR_POST_ROUTING.
 const BRIDGES: Place = Place { family: NFPROTO_BRIDGE, chains: &[("postrouting", 4)] };
 
-/// `struct nfgenmsg`: family, version 0, and in network order the resource.
-fn nfgenmsg(family: u8, resource: u16) -> [u8; 4] {
-    let [high, low] = resource.to_be_bytes();
-    [family, 0, high, low]
-}
-
 /// A transaction with one table.
 struct Request<'a> {
-    batch: Batch,
     place: &'static Place,
-    table: &'a str,
+    transaction: Transaction<'a>,
 }
 
 /// One family's set of connections: a key is source and destination address, source and destination port, as
@@ -276,26 +255,7 @@ fn keys(nfproto: u8, connection: &Connection) -> Vec<Vec<u8>> {
 
 impl<'a> Request<'a> {
     fn begin(place: &'static Place, table: &'a str) -> Self {
-        let mut batch = Batch::default();
-        batch.request(BATCH_BEGIN, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
-        Self { batch, place, table }
-    }
-
-    fn put(&mut self, kind: u16, flags: u16, attributes: impl FnOnce(&mut Attributes<'_>)) {
-        self.batch.request(kind, flags, &nfgenmsg(self.place.family, 0), attributes);
-    }
-
-    fn add_table(&mut self, table_flags: u32, request_flags: u16) {
-        let table = self.table;
-        self.put(NEWTABLE, NLM_F_CREATE | NLM_F_ACK | request_flags, |a| {
-            a.put_name(1, table);
-            a.put_be32(2, table_flags);
-        });
-    }
-
-    fn delete_table(&mut self) {
-        let table = self.table;
-        self.put(DELTABLE, NLM_F_ACK, |a| a.put_name(1, table));
+        Self { place, transaction: Transaction::begin(place.family, table) }
     }
 
     fn add_locks(&mut self, connections: &[Connection], timeout: Option<Duration>) {
@@ -315,8 +275,8 @@ impl<'a> Request<'a> {
     }
 
     fn add_set(&mut self, family: &Family, timeout: Option<Duration>) {
-        let table = self.table;
-        self.put(NEWSET, NLM_F_CREATE | NLM_F_EXCL, |a| {
+        let table = self.transaction.table;
+        self.transaction.put(NEWSET, NLM_F_CREATE | NLM_F_EXCL, |a| {
             a.put_name(1, table);
             a.put_name(2, family.set);
             a.put_be32(3, if timeout.is_some() { SET_TIMEOUT } else { 0 });
@@ -331,8 +291,8 @@ impl<'a> Request<'a> {
     }
 
     fn add_elements(&mut self, family: &Family, keys: &[Vec<u8>]) {
-        let table = self.table;
-        self.put(NEWSETELEM, NLM_F_CREATE, |a| {
+        let table = self.transaction.table;
+        self.transaction.put(NEWSETELEM, NLM_F_CREATE, |a| {
             a.put_name(1, table);
             a.put_name(2, family.set);
             a.put_be32(4, family.set_id);
@@ -346,8 +306,8 @@ impl<'a> Request<'a> {
     }
 
     fn add_chain(&mut self, chain: &str, hook: u32) {
-        let table = self.table;
-        self.put(NEWCHAIN, NLM_F_CREATE, |a| {
+        let table = self.transaction.table;
+        self.transaction.put(NEWCHAIN, NLM_F_CREATE, |a| {
             a.put_name(1, table);
             a.put_name(3, chain);
             a.nest(4, |a| {
@@ -368,8 +328,8 @@ impl<'a> Request<'a> {
         let (offset, len) = family.addresses;
         // NFT_PAYLOAD_NETWORK_HEADER: addresses; NFT_PAYLOAD_TRANSPORT_HEADER: ports; into consecutive registers.
         let loads = [(REG32, 1, offset, len), (REG32 + len / 4, 2, 0, 4)];
-        let table = self.table;
-        self.put(NEWRULE, NLM_F_CREATE, |a| {
+        let table = self.transaction.table;
+        self.transaction.put(NEWRULE, NLM_F_CREATE, |a| {
             a.put_name(1, table);
             a.put_name(2, chain);
             a.nest(4, |a| {

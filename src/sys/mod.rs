@@ -19,6 +19,7 @@ pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod netns;
+pub mod nftables;
 pub mod own_exe;
 pub mod packet;
 pub mod pagemap;

@@ -4,7 +4,7 @@
 //! their policy: ARP and neighbour discovery are not answered, connections are neither made nor reset. Nothing else is touched,
 //! so it is undone in an instant: the chains are there before and after, and only their policy changes. Packet sockets ([`super::super::capture`]) still see what arrives.
 //!
-//! Message and attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
+//! Attribute numbers: include/uapi/linux/netfilter/nf_tables.h.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,18 +12,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use super::{Error, Result, netlink, read, within};
-use crate::sys::netlink::{Batch, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
+use crate::sys::netlink::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkSocket};
+use crate::sys::nftables::{NEWCHAIN, TABLE_OWNER, Transaction};
 
-const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_NETDEV: u8 = 5;
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-const NEWTABLE: u16 = SUBSYSTEM << 8;
-const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
-const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
-/// NFT_TABLE_F_OWNER, since Linux 5.12.
-const TABLE_OWNER: u32 = 2;
 /// NF_NETDEV_INGRESS, and NF_NETDEV_EGRESS, since Linux 5.16.
 const INGRESS: u32 = 0;
 const EGRESS: u32 = 1;
@@ -96,15 +88,13 @@ impl Silencer {
     }
 
     fn make(&self, flags: u32, policy: u32, replaces: bool) -> io::Result<()> {
-        let mut batch = Batch::default();
-        begin(&mut batch);
+        let mut transaction = Transaction::begin(NFPROTO_NETDEV, &self.table);
         if replaces {
-            delete_table(&mut batch, &self.table);
+            transaction.delete_table();
         }
-        add_table(&mut batch, &self.table, flags, NLM_F_EXCL);
-        self.chains(|name, hook, interface| add_chain(&mut batch, &self.table, name, hook, interface, policy));
-        end(&mut batch);
-        self.nft.transact(&batch)
+        transaction.add_table(flags, NLM_F_EXCL);
+        self.chains(|name, hook, interface| add_chain(&mut transaction, name, hook, interface, policy));
+        transaction.commit(&self.nft)
     }
 
     /// To change a policy is quick; to take a chain away is not.
@@ -112,17 +102,15 @@ impl Silencer {
         if self.interfaces.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::default();
-        begin(&mut batch);
+        let mut transaction = Transaction::begin(NFPROTO_NETDEV, &self.table);
         self.chains(|name, _, _| {
-            batch.request(NEWCHAIN, NLM_F_ACK, &nfgenmsg(NFPROTO_NETDEV, 0), |a| {
+            transaction.put(NEWCHAIN, NLM_F_ACK, |a| {
                 a.put_name(1, &self.table);
                 a.put_name(3, name);
                 a.put_be32(5, policy);
             });
         });
-        end(&mut batch);
-        self.nft.transact(&batch)
+        transaction.commit(&self.nft)
     }
 
     fn chains(&self, mut each: impl FnMut(&str, u32, &str)) {
@@ -174,40 +162,14 @@ fn own_table() -> String {
 }
 
 fn remove(nft: &NetlinkSocket, table: &str) -> io::Result<()> {
-    let mut batch = Batch::default();
-    begin(&mut batch);
-    delete_table(&mut batch, table);
-    end(&mut batch);
-    nft.transact(&batch)
+    let mut transaction = Transaction::begin(NFPROTO_NETDEV, table);
+    transaction.delete_table();
+    transaction.commit(nft)
 }
 
-/// `struct nfgenmsg`: family, version 0, and in network order the resource.
-fn nfgenmsg(family: u8, resource: u16) -> [u8; 4] {
-    let [high, low] = resource.to_be_bytes();
-    [family, 0, high, low]
-}
-
-fn begin(batch: &mut Batch) {
-    batch.request(BATCH_BEGIN, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
-}
-
-fn end(batch: &mut Batch) {
-    batch.request(BATCH_END, 0, &nfgenmsg(NFPROTO_UNSPEC, SUBSYSTEM), |_| ());
-}
-
-fn add_table(batch: &mut Batch, table: &str, table_flags: u32, request_flags: u16) {
-    batch.request(NEWTABLE, NLM_F_CREATE | NLM_F_ACK | request_flags, &nfgenmsg(NFPROTO_NETDEV, 0), |a| {
-        a.put_name(1, table);
-        a.put_be32(2, table_flags);
-    });
-}
-
-fn delete_table(batch: &mut Batch, table: &str) {
-    batch.request(DELTABLE, NLM_F_ACK, &nfgenmsg(NFPROTO_NETDEV, 0), |a| a.put_name(1, table));
-}
-
-fn add_chain(batch: &mut Batch, table: &str, chain: &str, hook: u32, interface: &str, policy: u32) {
-    batch.request(NEWCHAIN, NLM_F_CREATE | NLM_F_ACK, &nfgenmsg(NFPROTO_NETDEV, 0), |a| {
+fn add_chain(transaction: &mut Transaction<'_>, chain: &str, hook: u32, interface: &str, policy: u32) {
+    let table = transaction.table;
+    transaction.put(NEWCHAIN, NLM_F_CREATE | NLM_F_ACK, |a| {
         a.put_name(1, table);
         a.put_name(3, chain);
         a.nest(4, |a| {
