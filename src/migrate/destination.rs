@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use super::events::micros;
+use super::events::{Parts, micros};
 use super::handover::Verdict;
 use super::ledger::{self, Arrival, Incoming};
 use super::place::{Place, Records};
@@ -142,7 +142,7 @@ impl Ear {
         let ready = standby.complete(&records.dir, arriving.external(&records.dir)?, peers)?;
         self.writer.say(&Ready {})?;
         let _: Commit = self.expect()?;
-        let mut parts = Parts::begin();
+        let (committed, mut parts) = (Instant::now(), Parts::begin());
         let freezer = arriving.freezer()?;
         let detached = ready.detach(&*freezer)?;
         let mut resident = arriving.finish(&Incoming::default(), token)?;
@@ -173,7 +173,8 @@ impl Ear {
         parts.end("thaw");
         entry.sync()?;
         // Whether anybody hears it or not, it runs.
-        let _ = self.writer.say(&Running { micros: micros(parts.begun.elapsed()), parts: parts.all });
+        let parts = parts.all.into_iter().map(|part| Part { name: part.name, micros: part.us }).collect();
+        let _ = self.writer.say(&Running { micros: micros(committed.elapsed()), parts });
         // As long as there is an entry, somebody removes them if we cannot.
         drop(records);
         if self.expect::<Done>().is_ok() {
@@ -386,24 +387,5 @@ impl Ear {
                 }
             }
         }
-    }
-}
-
-/// What a stretch of time went into.
-struct Parts {
-    begun: Instant,
-    at: Instant,
-    all: Vec<Part>,
-}
-
-impl Parts {
-    fn begin() -> Self {
-        let now = Instant::now();
-        Parts { begun: now, at: now, all: Vec::new() }
-    }
-
-    fn end(&mut self, name: &str) {
-        self.all.push(Part { name: name.into(), micros: micros(self.at.elapsed()) });
-        self.at = Instant::now();
     }
 }

@@ -167,6 +167,25 @@ impl Entry {
     }
 }
 
+/// What a stretch of time goes into.
+#[derive(Debug)]
+pub struct Parts {
+    /// Since the last one ended.
+    at: Instant,
+    pub all: Vec<Part>,
+}
+
+impl Parts {
+    pub fn begin() -> Self {
+        Parts { at: Instant::now(), all: Vec::new() }
+    }
+
+    pub fn end(&mut self, name: &str) {
+        self.all.push(Part { name: name.into(), us: micros(self.at.elapsed()) });
+        self.at = Instant::now();
+    }
+}
+
 /// As events have it.
 pub fn micros(duration: Duration) -> u64 {
     duration.as_micros().try_into().unwrap_or(u64::MAX)

@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::events::{self, Event, Phase, Summary, micros};
+use super::events::{self, Event, Parts, Phase, Summary, micros};
 use super::handover::Verdict;
 use super::ledger::{self, Note};
 use super::outlet::Mouth;
@@ -528,23 +528,6 @@ fn run_hook(command: &str, id: &str) -> Result<()> {
 struct Standing {
     held: Held,
     parts: Parts,
-}
-
-/// What a stretch of time went into.
-struct Parts {
-    at: Instant,
-    all: Vec<events::Part>,
-}
-
-impl Parts {
-    fn begin() -> Self {
-        Parts { at: Instant::now(), all: Vec::new() }
-    }
-
-    fn end(&mut self, name: &str) {
-        self.all.push(events::Part { name: name.into(), us: micros(self.at.elapsed()) });
-        self.at = Instant::now();
-    }
 }
 
 fn lacking(done: &RoundDone) -> Result<Vec<(PagesOf, Span)>> {
