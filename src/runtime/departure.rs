@@ -1,7 +1,6 @@
 //! A container that is about to go on elsewhere: what its runtime knows of it, and its end here.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::PathBuf;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -11,7 +10,7 @@ use super::settings::Settings;
 use super::state::{State, Status, Store};
 use super::throttle::Throttle;
 use super::{Error, Result, delete, status, streams};
-use crate::engine::departure::{Brake, Departure};
+use crate::engine::departure::Departure;
 use crate::engine::{self, Freezer, Subject};
 use crate::sys::clock::{self, Shift};
 use crate::sys::pidfd::PidFd;
@@ -108,16 +107,6 @@ impl Leaving {
     pub fn remove(self) -> Result<()> {
         let locked = self.store.lock(&self.state.id)?;
         delete::remove(locked, &self.state)
-    }
-}
-
-impl Brake for Throttle {
-    fn press(&mut self, percent: u32) -> io::Result<()> {
-        Throttle::press(self, percent).map_err(io::Error::other)
-    }
-
-    fn release(&mut self) -> io::Result<()> {
-        Throttle::release(self).map_err(io::Error::other)
     }
 }
 

@@ -5,16 +5,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, pipe2, setsid};
+use nix::unistd::{Pid, close, pipe2, setsid};
 
 use super::cgroup::Cgroup;
 use super::{Error, Result};
+use crate::engine::departure::Brake;
 use crate::sys::fork;
 
 /// In which a container may use up its share: short, as it stands still for the rest.
@@ -39,7 +40,7 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Begins to watch what a container uses. Nothing is changed yet.
+    /// Begins to watch what a container uses: its share is never more than that. Nothing is changed yet.
     ///
     /// # Errors
     /// `NotFound`: its cgroup has no processor controller.
@@ -61,12 +62,26 @@ impl Throttle {
         Err(Error::io(cgroup.path(), io::ErrorKind::NotFound.into()))
     }
 
-    /// From now on the container has `percent` of the processor time that it took of its own accord, though never more than its own
-    /// limit.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn press(&mut self, percent: u32) -> Result<()> {
+    fn keep(&self) -> io::Result<(OwnedFd, Pid)> {
+        let (end, ours) = pipe2(OFlag::O_CLOEXEC)?;
+        let masters = ours.as_raw_fd();
+        let keeper = fork::child(|| {
+            // Its copy, without which it would never see the other end closed; and no Ctrl-C is meant for it.
+            let _ = (close(masters), setsid());
+            // Nothing is ever written.
+            let _ = File::from(end).read(&mut [0]);
+            i32::from(self.restore().is_err())
+        });
+        Ok((ours, keeper?))
+    }
+
+    fn restore(&self) -> io::Result<()> {
+        self.before.iter().try_for_each(|(name, value)| write(&self.dir, name, value))
+    }
+}
+
+impl Brake for Throttle {
+    fn press(&mut self, percent: u32) -> io::Result<()> {
         let free = *self.free.get_or_insert_with(|| {
             let (used_then, then) = self.begun;
             let used = used(&self.dirs).unwrap_or(used_then).saturating_sub(used_then);
@@ -85,26 +100,8 @@ impl Throttle {
         write(&self.dir, "cpu.cfs_quota_us", &share.to_string())
     }
 
-    /// It has its own limit again, until the next [`Throttle::press`].
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub fn release(&self) -> Result<()> {
-        self.before.iter().try_for_each(|(name, value)| write(&self.dir, name, value))
-    }
-
-    fn keep(&self) -> Result<(OwnedFd, Pid)> {
-        let failed = |e: io::Error| Error::io(&self.dir, e);
-        let (end, ours) = pipe2(OFlag::O_CLOEXEC).map_err(|e| failed(e.into()))?;
-        let masters = std::os::fd::AsRawFd::as_raw_fd(&ours);
-        let keeper = fork::child(|| {
-            // Its copy, without which it would never see the other end closed; and no Ctrl-C is meant for it.
-            let _ = (nix::unistd::close(masters), setsid());
-            // Nothing is ever written.
-            let _ = File::from(end).read(&mut [0]);
-            i32::from(self.release().is_err())
-        });
-        Ok((ours, keeper.map_err(failed)?))
+    fn release(&mut self) -> io::Result<()> {
+        self.restore()
     }
 }
 
@@ -118,9 +115,9 @@ impl Drop for Throttle {
     }
 }
 
-fn write(dir: &Path, name: &str, value: &str) -> Result<()> {
+fn write(dir: &Path, name: &str, value: &str) -> io::Result<()> {
     let path = dir.join(name);
-    fs::write(&path, value).map_err(|e| Error::io(path, e))
+    fs::write(&path, value).map_err(|e| io::Error::other(Error::io(path, e)))
 }
 
 /// Processor time that a cgroup has used.
