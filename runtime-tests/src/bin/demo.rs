@@ -53,15 +53,6 @@ fn demo(mib: usize) -> Result<bool> {
     let record = writer.finish();
     println!("the client: {} SETs and INCRs, each answer checked", record.acknowledged);
     println!("longest gap between two answers: {} ms", record.longest_gap(moved).as_millis());
-    if std::env::var_os("DEMO_GAPS").is_some() {
-        for (at, gap) in record.gaps.iter().filter(|(at, gap)| *at + *gap >= moved && gap.as_millis() >= 10) {
-            println!(
-                "  {:>5} ms after the start: {} ms",
-                at.saturating_duration_since(moved).as_millis(),
-                gap.as_millis()
-            );
-        }
-    }
     if let Some(failure) = &record.failure {
         println!("connection lost: {failure}");
         return Ok(false);
